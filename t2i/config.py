@@ -243,9 +243,7 @@ def _substitute(value: Any, variables: Mapping[str, str], path: Path, name: str)
         ) from None
 
 
-def _validate(
-    subtree: Any, schema: type[Section], field: str, path: Path, name: str
-) -> BaseModel:
+def _validate(subtree: Any, schema: type[Section], field: str, path: Path, name: str) -> BaseModel:
     section_class = schema.model_fields[field].annotation
     assert isinstance(section_class, type) and issubclass(section_class, BaseModel)
     try:

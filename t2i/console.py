@@ -19,7 +19,9 @@ def get_logger(name: str) -> logging.Logger:
     root = logging.getLogger("sparse")
     if not root.handlers:
         handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(shortname)s: %(message)s", "%H:%M:%S"))
+        handler.setFormatter(
+            logging.Formatter("%(asctime)s %(shortname)s: %(message)s", "%H:%M:%S")
+        )
         handler.addFilter(_short_name)
         root.addHandler(handler)
         root.setLevel(logging.INFO)

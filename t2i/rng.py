@@ -21,12 +21,13 @@ def generator(seed: int, stream: str, step: int, sample: int) -> torch.Generator
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
-def normal(
-    seed: int, stream: str, step: int, sample_ids: Tensor, shape: tuple[int, ...]
-) -> Tensor:
+def normal(seed: int, stream: str, step: int, sample_ids: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Standard normal draws, float32 (B, *shape), one generator per entry of ``sample_ids`` (B,)."""
     return torch.stack(
-        [torch.randn(shape, generator=generator(seed, stream, step, s)) for s in sample_ids.tolist()]
+        [
+            torch.randn(shape, generator=generator(seed, stream, step, s))
+            for s in sample_ids.tolist()
+        ]
     )
 
 

@@ -62,5 +62,3 @@ def load_vae(config: VAEConfig, device: str | torch.device = "cpu") -> VAE:
         raise FileNotFoundError(f"t2i.encoders.vae.path: no folder {config.path}")
     model = AutoencoderKL.from_pretrained(config.path, torch_dtype=DTYPES[config.dtype])
     return VAE(model.to(device))
-
-

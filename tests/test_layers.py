@@ -1,0 +1,122 @@
+"""Proves the layers: imports point down the list only, and each dependency stays in its room.
+
+Every import of the four packages is read from the source, those inside functions too, and held
+against LAYERS (top to bottom) and ALLOWED_IN (who may import a heavy dependency).
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parent.parent
+PACKAGES = ("launch", "recaption", "data_pipeline", "t2i")
+
+# Top to bottom. A module belongs to the longest prefix that fits it; modules of one layer
+# may import each other.
+LAYERS = (
+    ("launch",),
+    ("recaption.cli",),
+    ("recaption",),
+    ("data_pipeline.loader",),
+    ("data_pipeline.order",),
+    ("data_pipeline.latents", "data_pipeline.filter", "data_pipeline.download"),
+    ("data_pipeline.sources",),
+    ("data_pipeline.jobs",),
+    ("data_pipeline.manifest",),
+    ("data_pipeline.shards", "data_pipeline.images"),
+    ("data_pipeline.storage",),
+    ("t2i.sample", "t2i.evaluate", "t2i.benchmark", "t2i.export"),
+    ("t2i.evaluation", "t2i.training"),
+    ("t2i.pipeline",),
+    ("t2i.sampling",),
+    ("t2i.guidance",),
+    ("t2i.encoders",),
+    ("t2i.models",),
+    ("t2i.batch",),
+    ("t2i.flow", "t2i.shapes"),
+    ("t2i.rng",),
+    ("t2i.console",),
+    ("t2i.config",),
+)
+NEVER_EACH_OTHER = (("t2i.evaluation", "t2i.training"),)
+ALLOWED_IN = {
+    "deepspeed": ("t2i.training.engine",),
+    "ray": ("data_pipeline", "recaption", "launch"),
+    "webdataset": ("data_pipeline", "recaption", "launch"),
+    "boto3": ("data_pipeline.storage",),
+    "torchvision": (),
+}
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    for package in PACKAGES:
+        for path in sorted((REPO / package).rglob("*.py")):
+            parts = path.relative_to(REPO).with_suffix("").parts
+            yield ".".join(part for part in parts if part != "__init__"), path
+
+
+def imported_names(path: Path) -> Iterator[str]:
+    """Absolute names that a file imports, with ``from a import b`` read as a.b."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def layer_of(name: str) -> int | None:
+    """Index in LAYERS of the longest prefix of ``name``, None outside them."""
+    fits = [
+        (len(prefix), index)
+        for index, layer in enumerate(LAYERS)
+        for prefix in layer
+        if name == prefix or name.startswith(f"{prefix}.")
+    ]
+    return max(fits)[1] if fits else None
+
+
+def is_within(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(f"{prefix}.")
+
+
+def test_the_packages_hold_modules() -> None:
+    assert {name.split(".")[0] for name, _ in modules()} == set(PACKAGES)
+
+
+@pytest.mark.parametrize(("module", "path"), list(modules()))
+def test_imports_point_down_the_layers(module: str, path: Path) -> None:
+    own = layer_of(module)
+    if module in PACKAGES or own is None:
+        assert not path.read_text().strip() or module not in PACKAGES, f"{path} is not empty"
+        return
+    for name in imported_names(path):
+        other = layer_of(name)
+        assert other is None or other >= own, f"{module} imports {name}, which lies above it"
+
+
+@pytest.mark.parametrize(("module", "path"), list(modules()))
+def test_each_dependency_stays_in_its_room(module: str, path: Path) -> None:
+    for name in imported_names(path):
+        rooms = ALLOWED_IN.get(name.split(".")[0])
+        assert rooms is None or any(is_within(module, room) for room in rooms), (
+            f"{module} imports {name}; only {rooms} may"
+        )
+
+
+@pytest.mark.parametrize(("one", "other"), NEVER_EACH_OTHER)
+def test_these_rooms_never_import_each_other(one: str, other: str) -> None:
+    for module, path in modules():
+        for source, target in ((one, other), (other, one)):
+            if is_within(module, source):
+                assert not any(is_within(name, target) for name in imported_names(path)), module
+
+
+def test_every_init_file_is_empty() -> None:
+    files = [path for package in PACKAGES for path in (REPO / package).rglob("__init__.py")]
+    assert files
+    assert [str(path) for path in files if path.read_text().strip()] == []
