@@ -239,13 +239,14 @@ def _substitute(value: Any, variables: Mapping[str, str], path: Path, name: str)
     except (KeyError, ValueError) as error:
         raise ConfigError(
             f"{path}: {name}: {value!r}: unknown variable {error}; valid: "
-            + ", ".join("${%s}" % variable for variable in variables)
+            + ", ".join(f"${{{variable}}}" for variable in variables)
         ) from None
 
 
 def _validate(subtree: Any, schema: type[Section], field: str, path: Path, name: str) -> BaseModel:
     section_class = schema.model_fields[field].annotation
-    assert isinstance(section_class, type) and issubclass(section_class, BaseModel)
+    assert isinstance(section_class, type)
+    assert issubclass(section_class, BaseModel)
     try:
         return section_class.model_validate(subtree)
     except ValidationError as error:

@@ -68,7 +68,7 @@ def test_drawing_is_a_function_of_the_generator() -> None:
     assert first.size == (128, 128)
 
 
-@pytest.mark.parametrize("size", [96, 256])
+@pytest.mark.parametrize("size", [192, 256])
 def test_other_sizes_work(size: int) -> None:
     for seed in range(20):
         rng = np.random.default_rng(seed)

@@ -1,0 +1,94 @@
+#!/usr/bin/env bash
+# The whole system in miniature, on a laptop: web images -> captions -> latents -> training ->
+# guided samples -> outputs/demo/report.html. Run again, it goes on where it stopped.
+#
+#   bash launch/demo.sh            run or resume
+#   bash launch/demo.sh --fresh    delete outputs/demo and start over
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+case "${1:-}" in
+    "") ;;
+    --fresh) rm -rf outputs/demo ;;
+    *) sed -n '2,6s/^# \{0,1\}//p' "$0"; exit 2 ;;
+esac
+
+source launch/setup.sh
+
+out=outputs/demo
+config=configs/demo.yaml
+mkdir -p "$out/done" "$out/logs"
+export RAY_AUTH_MODE=disabled RAY_USAGE_STATS_ENABLED=0 HF_HUB_OFFLINE=1
+
+if [ -e "$out/done/report" ]; then
+    echo "all is done: $out/report.html   (start over: bash launch/demo.sh --fresh)"
+    exit 0
+fi
+
+server_pid= ray_started=
+clean_up() {
+    [ -z "$server_pid" ] || kill "$server_pid" 2>/dev/null || true
+    [ -z "$ray_started" ] || ray stop --force >/dev/null 2>&1 || true
+}
+trap clean_up EXIT
+
+# step NAME COMMAND...: print the command, run it, note its duration; skip it when it is done.
+step() {
+    local name=$1 begin end
+    shift
+    if [ -e "$out/done/$name" ]; then
+        echo "== $name: done before"
+        return
+    fi
+    printf '\n== %s\n$ %s\n' "$name" "$*"
+    begin=$(date +%s.%N)
+    "$@"
+    end=$(date +%s.%N)
+    python - "$name" "$begin" "$end" "$*" >"$out/done/$name.tmp" <<'PYTHON'
+import json, sys
+name, begin, end, command = sys.argv[1:]
+print(json.dumps({"step": name, "seconds": round(float(end) - float(begin), 1), "command": command}))
+PYTHON
+    mv "$out/done/$name.tmp" "$out/done/$name"
+}
+
+step shapes python -m data_pipeline.sources.shapes --config "$config"
+
+if [ ! -e "$out/done/download" ]; then
+    python -m data_pipeline.sources.shapes --config "$config" --serve 2>"$out/logs/server.log" &
+    server_pid=$!
+fi
+step download python -m data_pipeline.download --config "$config"
+[ -z "$server_pid" ] || kill "$server_pid" 2>/dev/null || true
+server_pid=
+
+if [ ! -e "$out/done/recaption" ]; then
+    ray stop --force >/dev/null 2>&1 || true
+    echo '$ ray start --head'
+    ray start --head --disable-usage-stats --num-cpus 2 >"$out/logs/ray.log" 2>&1 \
+        || { cat "$out/logs/ray.log"; exit 1; }
+    ray_started=yes
+fi
+step recaption ray job submit -- recaption --config "$config"
+[ -z "$ray_started" ] || ray stop --force >/dev/null 2>&1 || true
+ray_started=
+
+step filter python -m data_pipeline.filter --config "$config"
+step latents python -m data_pipeline.latents --config "$config"
+step train_stage_1 deepspeed launch/train_t2i.py --stage 1 --config "$config"
+step train_stage_2 deepspeed launch/train_t2i.py --stage 2 --config "$config"
+step export python -m t2i.export --config "$config"
+
+for model in demo nano; do
+    checkpoint=$out/export
+    [ $model = demo ] || checkpoint=t2i/assets/nano
+    samples=$out/samples/$model
+    step sample_${model}_none python -m t2i.sample --config "$config" --checkpoint $checkpoint --guidance none --output $samples/none
+    step sample_${model}_cfg python -m t2i.sample --config "$config" --checkpoint $checkpoint --guidance cfg --omega 2.5 --output $samples/cfg
+    step sample_${model}_sg python -m t2i.sample --config "$config" --checkpoint $checkpoint --sg 0.1,0.8 --omega 1.8 --output $samples/sg
+    step score_$model python -m t2i.evaluate shapes $samples/none $samples/cfg $samples/sg
+done
+
+step report python -m launch.report --config "$config"
+echo
+echo "report: $out/report.html"
