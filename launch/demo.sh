@@ -17,7 +17,7 @@ source launch/setup.sh
 
 out=outputs/demo
 config=configs/demo.yaml
-mkdir -p "$out/done" "$out/logs"
+source launch/steps.sh
 export RAY_AUTH_MODE=disabled RAY_USAGE_STATS_ENABLED=0 HF_HUB_OFFLINE=1
 
 if [ -e "$out/done/report" ]; then
@@ -25,42 +25,16 @@ if [ -e "$out/done/report" ]; then
     exit 0
 fi
 
-server_pid= ray_started=
+ray_started=
 clean_up() {
-    [ -z "$server_pid" ] || kill "$server_pid" 2>/dev/null || true
+    stop_server
     [ -z "$ray_started" ] || ray stop --force >/dev/null 2>&1 || true
 }
 trap clean_up EXIT
 
-# step NAME COMMAND...: print the command, run it, note its duration; skip it when it is done.
-step() {
-    local name=$1 begin end
-    shift
-    if [ -e "$out/done/$name" ]; then
-        echo "== $name: done before"
-        return
-    fi
-    printf '\n== %s\n$ %s\n' "$name" "$*"
-    begin=$(date +%s.%N)
-    "$@"
-    end=$(date +%s.%N)
-    python - "$name" "$begin" "$end" "$*" >"$out/done/$name.tmp" <<'PYTHON'
-import json, sys
-name, begin, end, command = sys.argv[1:]
-print(json.dumps({"step": name, "seconds": round(float(end) - float(begin), 1), "command": command}))
-PYTHON
-    mv "$out/done/$name.tmp" "$out/done/$name"
-}
-
 step shapes python -m data_pipeline.sources.shapes --config "$config"
 
-if [ ! -e "$out/done/download" ]; then
-    python -m data_pipeline.sources.shapes --config "$config" --serve 2>"$out/logs/server.log" &
-    server_pid=$!
-fi
-step download python -m data_pipeline.download --config "$config"
-[ -z "$server_pid" ] || kill "$server_pid" 2>/dev/null || true
-server_pid=
+download_from_shapes_world "$config"
 
 if [ ! -e "$out/done/recaption" ]; then
     ray stop --force >/dev/null 2>&1 || true

@@ -47,8 +47,7 @@ SECTIONS = (
     "t2i.export",
     "t2i.evaluation",
     "launch.train",
-    "launch.nano",
-    "launch.demo",
+    "launch.report",
 )
 
 
