@@ -111,7 +111,7 @@ def plain_example(
     processor: InternVLProcessor, scene: Scene, level: int
 ) -> tuple[list[int], list[int]]:
     """The text encoder's prefix and a caption after it, without a chat around them."""
-    return processor.encode_text(PROMPT_PREFIX), processor.encode_text(f" {captions(scene)[level]}")
+    return processor.encode_text(PROMPT_PREFIX), _answer(processor, f" {captions(scene)[level]}")
 
 
 def _answer(processor: InternVLProcessor, text: str) -> list[int]:

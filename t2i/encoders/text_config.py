@@ -1,0 +1,25 @@
+"""Settings of the text encoder (section t2i.encoders.text)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from t2i.config import ASSETS_FOLDER, Section
+
+# Sparse Guidance, supplementary A.1.
+PROMPT_PREFIX = (
+    "Describe the image by detailing the color, shape, size, texture, quantity, text, "
+    "and spatial relationships of the objects."
+)
+
+
+class TextEncoderConfig(Section):
+    """Which InternVL's language model encodes captions, and how."""
+
+    path: str = str(ASSETS_FOLDER / "nano" / "text_encoder")
+    prefix: str = PROMPT_PREFIX
+    max_tokens: int = Field(128, ge=1, description="longest caption; the rest is cut off")
+    bucket: int = Field(16, ge=1, description="lengths are rounded up to a multiple of this")
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
