@@ -76,9 +76,12 @@ class Scene:
     tone: str
 
 
-def random_scene(rng: np.random.Generator) -> Scene:
-    """Draw a scene: number of objects, places, shapes, colours, sizes, background, all uniform."""
-    num_objects = int(rng.integers(1, 4))
+def random_scene(rng: np.random.Generator, max_objects: int = 3) -> Scene:
+    """Draw a scene: number of objects, places, shapes, colours, sizes, background, all uniform.
+
+    More than three objects (nine at most) have no captions; they serve to train a VAE.
+    """
+    num_objects = int(rng.integers(1, max_objects + 1))
     places = sorted(rng.choice(len(PLACES), size=num_objects, replace=False))
     objects = tuple(
         SceneObject(
