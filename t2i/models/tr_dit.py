@@ -1,0 +1,354 @@
+"""TR-DiT: a text-conditioned diffusion transformer with token routing (Sparse Guidance, A.1).
+
+`TRDiT.forward` draws nothing and branches on no tensor. It reads: embed -> blocks before the first
+route -> routed blocks -> blocks after -> head; a guidance plan may run the first two once for
+several branches (`embed`, `before_route`, then `from_route` per branch).
+
+Shape suffixes: B samples, C latent channels, H x W latents, T = H W / patch_size^2 image tokens,
+K kept tokens, L text tokens, D width.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from t2i.models.layers import (
+    CrossAttention,
+    Linear,
+    LowRankModulation,
+    RMSNorm,
+    SelfAttention,
+    SwiGLU,
+    TimeEmbedding,
+    modulate,
+    rms_norm,
+)
+from t2i.models.rope import Rotation, axial_rotation, text_rotation
+from t2i.models.routing import gather_tokens, scatter_tokens
+from t2i.models.tr_dit_config import TRDiTConfig
+
+WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
+CONFIG_NAME = "config.json"
+CLASS_KEY = "_class_name"
+
+
+@dataclass(frozen=True)
+class TextContext:
+    """What the blocks read of a prompt: computed once, used at every step and by every branch.
+
+    Attributes:
+        keys_values: per block, keys and values (B, heads, L, head width).
+        mask_B11L: bool, False = padding.
+    """
+
+    keys_values: tuple[tuple[Tensor, Tensor], ...]
+    mask_B11L: Tensor
+
+    def select(self, ids: Tensor) -> TextContext:
+        """The samples `ids` (int64, may repeat), in that order."""
+        keys_values = tuple((key[ids], value[ids]) for key, value in self.keys_values)
+        return TextContext(keys_values, self.mask_B11L[ids])
+
+    def pad_to(self, length: int) -> TextContext:
+        """The same context with masked padding up to `length` text tokens."""
+        extra = length - self.mask_B11L.shape[-1]
+        if extra == 0:
+            return self
+        keys_values = tuple(
+            (F.pad(key, (0, 0, 0, extra)), F.pad(value, (0, 0, 0, extra)))
+            for key, value in self.keys_values
+        )
+        return TextContext(keys_values, F.pad(self.mask_B11L, (0, extra)))
+
+
+def concatenate_text(contexts: Sequence[TextContext]) -> TextContext:
+    """One batch out of several (say, the branches of a guidance method), padded to one length."""
+    length = max(context.mask_B11L.shape[-1] for context in contexts)
+    padded = [context.pad_to(length) for context in contexts]
+    keys_values = tuple(
+        (torch.cat([key for key, _ in layer]), torch.cat([value for _, value in layer]))
+        for layer in zip(*(context.keys_values for context in padded), strict=True)
+    )
+    return TextContext(keys_values, torch.cat([context.mask_B11L for context in padded]))
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """The state between two blocks: image tokens, time embedding (B, D), rotation of the grid."""
+
+    tokens_BTD: Tensor
+    time_BD: Tensor
+    rotation: Rotation
+    grid: tuple[int, int]
+
+
+class Block(nn.Module):
+    """Self-attention, cross-attention to text, SwiGLU; adaLN on the first and the last.
+
+    With its gates and the output of its cross-attention at zero, a new block is the identity.
+    """
+
+    def __init__(self, config: TRDiTConfig) -> None:
+        super().__init__()
+        self.modulation = LowRankModulation(config.width, config.adaln_rank, count=6)
+        self.self_attention = SelfAttention(config.width, config.num_heads)
+        self.cross_norm = RMSNorm(config.width)
+        self.cross_attention = CrossAttention(config.width, config.num_heads)
+        self.ffn = SwiGLU(config.width, config.ffn_width)
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        time_BD: Tensor,
+        rotation: Rotation,
+        key_value: tuple[Tensor, Tensor],
+        mask_B11L: Tensor,
+    ) -> Tensor:
+        """(B, T, D) to (B, T, D); T may be the kept tokens with their own rows of `rotation`."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(time_BD)
+        attended = self.self_attention(modulate(rms_norm(x_BTD), shift1, scale1), rotation)
+        x_BTD = torch.addcmul(x_BTD, gate1, attended)
+        x_BTD = x_BTD + self.cross_attention(self.cross_norm(x_BTD), key_value, mask_B11L)
+        fed = self.ffn(modulate(rms_norm(x_BTD), shift2, scale2))
+        return torch.addcmul(x_BTD, gate2, fed)
+
+
+class RefinerBlock(nn.Module):
+    """A bidirectional transformer layer over text: RMSNorm, attention with RoPE, SwiGLU."""
+
+    def __init__(self, config: TRDiTConfig) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.width)
+        self.attention = SelfAttention(config.width, config.num_heads)
+        self.ffn_norm = RMSNorm(config.width)
+        self.ffn = SwiGLU(config.width, config.ffn_width)
+
+    def forward(self, x_BLD: Tensor, rotation: Rotation, mask_B11L: Tensor) -> Tensor:
+        """(B, L, D) to (B, L, D)."""
+        x_BLD = x_BLD + self.attention(self.attention_norm(x_BLD), rotation, mask_B11L)
+        return x_BLD + self.ffn(self.ffn_norm(x_BLD))
+
+
+class TextRefiner(nn.Module):
+    """The trained layers over the frozen text encoder's states, at the width of the model.
+
+    Positions are one-dimensional RoPE from 0 at the caption's first token: the encoder's states
+    know their order, but the attention between them should not have to read it from there.
+    """
+
+    def __init__(self, config: TRDiTConfig) -> None:
+        super().__init__()
+        self.head_width = config.head_width
+        self.input_norm = RMSNorm(config.text_width)
+        self.input = Linear(config.text_width, config.width)
+        self.blocks = nn.ModuleList(RefinerBlock(config) for _ in range(config.num_refiner_layers))
+        self.norm = RMSNorm(config.width)
+
+    def forward(self, text_BLE: Tensor, mask_B11L: Tensor) -> Tensor:
+        """(B, L, text width) to (B, L, D)."""
+        x_BLD = self.input(self.input_norm(text_BLE.to(self.input.weight.dtype)))
+        rotation = text_rotation(x_BLD.shape[1], self.head_width, x_BLD.device)
+        for block in self.blocks:
+            x_BLD = block(x_BLD, rotation, mask_B11L)
+        return self.norm(x_BLD)
+
+
+class Head(nn.Module):
+    """adaLN, then a linear from the width to a patch, zero at the start."""
+
+    def __init__(self, config: TRDiTConfig) -> None:
+        super().__init__()
+        self.modulation = Linear(config.width, 2 * config.width, zero=True)
+        self.out = Linear(config.width, config.in_channels * config.patch_size**2, zero=True)
+
+    def forward(self, x_BTD: Tensor, time_BD: Tensor) -> Tensor:
+        """(B, T, in_channels * patch_size^2)."""
+        shift, scale = self.modulation(time_BD).unsqueeze(1).chunk(2, dim=-1)
+        return self.out(modulate(rms_norm(x_BTD), shift, scale))
+
+
+class TRDiT(nn.Module):
+    """Predicts the flow-matching velocity of latents, given time and text."""
+
+    def __init__(self, config: TRDiTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.patch = Linear(config.in_channels * config.patch_size**2, config.width)
+        self.time = TimeEmbedding(config.width)
+        self.refiner = TextRefiner(config)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.head = Head(config)
+
+    @classmethod
+    def from_config(cls, config: TRDiTConfig) -> TRDiT:
+        """A new model with random weights; `with torch.device("meta")` for sizes only."""
+        return cls(config)
+
+    def prepare_text(self, text_BLE: Tensor, mask_BL: Tensor) -> TextContext:
+        """Refine the text and compute every block's keys and values.
+
+        Args:
+            text_BLE: (B, L, text_width) hidden states of the text encoder, any float dtype.
+            mask_BL: (B, L) bool, False = padding; each row must have a True, or it yields NaN.
+        """
+        mask_B11L = mask_BL[:, None, None, :]
+        text_BLD = self.refiner(text_BLE, mask_B11L)
+        keys_values = tuple(block.cross_attention.project_text(text_BLD) for block in self.blocks)
+        return TextContext(keys_values, mask_B11L)
+
+    def forward(
+        self,
+        latents_BCHW: Tensor,
+        timestep_B: Tensor,
+        text: TextContext,
+        keep_ids_BK: Tensor | None = None,
+    ) -> Tensor:
+        """The velocity at (latents, t) for a text.
+
+        Args:
+            latents_BCHW: x_t; height and width are multiples of patch_size, any aspect ratio.
+            timestep_B: (B,) float32 in [0, 1], 0 = noise, 1 = data.
+            text: from `prepare_text`, of the same batch.
+            keep_ids_BK: (B, K) int64 ascending tokens that run the routed blocks, the same in
+                every route, or (routes, B, K) for a draw per route; None = dense.
+
+        Returns:
+            the shape and dtype of `latents_BCHW`.
+
+        Raises:
+            ValueError: sizes that do not divide, or kept tokens for a model without routes.
+        """
+        hidden = self.embed(latents_BCHW, timestep_B)
+        hidden = self.before_route(hidden, text)
+        return self.from_route(hidden, text, keep_ids_BK).to(latents_BCHW.dtype)
+
+    def embed(self, latents_BCHW: Tensor, timestep_B: Tensor) -> Hidden:
+        """Patches to tokens, time to its embedding, the grid to its rotation."""
+        patch_size, (height, width) = self.config.patch_size, latents_BCHW.shape[-2:]
+        if height % patch_size or width % patch_size:
+            raise ValueError(
+                f"latents of {height}x{width}: both sides must be multiples of {patch_size}"
+            )
+        patches = F.pixel_unshuffle(latents_BCHW.to(self.patch.weight.dtype), patch_size)
+        grid = (height // patch_size, width // patch_size)
+        return Hidden(
+            tokens_BTD=self.patch(patches.flatten(2).transpose(1, 2)),
+            time_BD=self.time(timestep_B),
+            rotation=axial_rotation(
+                *grid, self.config.num_heads, self.config.head_width, latents_BCHW.device
+            ),
+            grid=grid,
+        )
+
+    def before_route(self, hidden: Hidden, text: TextContext) -> Hidden:
+        """The blocks before the first route (all of them when there is none)."""
+        return self._run(hidden, text, 0, self._first_routed)
+
+    def from_route(
+        self, hidden: Hidden, text: TextContext, keep_ids_BK: Tensor | None = None
+    ) -> Tensor:
+        """The routed blocks, those after, and the head; arguments as in `forward`."""
+        routes = self.config.resolved_routes
+        if keep_ids_BK is not None and not routes:
+            raise ValueError("this model has no routes, so gamma must be 0 (config key: routes)")
+        done = self._first_routed
+        for number, (first, last) in enumerate(routes):
+            hidden = self._run(hidden, text, done, first)
+            if keep_ids_BK is None:
+                hidden = self._run(hidden, text, first, last + 1)
+            else:
+                keep_ids = keep_ids_BK if keep_ids_BK.ndim == 2 else keep_ids_BK[number]
+                hidden = self._run_routed(hidden, text, first, last + 1, keep_ids)
+            done = last + 1
+        hidden = self._run(hidden, text, done, self.config.num_layers)
+        patches_BTP = self.head(hidden.tokens_BTD, hidden.time_BD)
+        grid_BPhw = patches_BTP.transpose(1, 2).unflatten(-1, hidden.grid)
+        return F.pixel_shuffle(grid_BPhw, self.config.patch_size)
+
+    @property
+    def _first_routed(self) -> int:
+        routes = self.config.resolved_routes
+        return routes[0][0] if routes else self.config.num_layers
+
+    def _run_routed(
+        self, hidden: Hidden, text: TextContext, start: int, stop: int, keep_ids_BK: Tensor
+    ) -> Hidden:
+        """Blocks start..stop-1 on the kept tokens and their positions; the others stand aside."""
+        kept = replace(
+            hidden,
+            tokens_BTD=gather_tokens(hidden.tokens_BTD, keep_ids_BK),
+            rotation=hidden.rotation.rows(keep_ids_BK),
+        )
+        kept = self._run(kept, text, start, stop)
+        merged_BTD = scatter_tokens(hidden.tokens_BTD, kept.tokens_BTD, keep_ids_BK)
+        return replace(hidden, tokens_BTD=merged_BTD)
+
+    def _run(self, hidden: Hidden, text: TextContext, start: int, stop: int) -> Hidden:
+        """Blocks start..stop-1."""
+        x_BTD = hidden.tokens_BTD
+        for i in range(start, stop):
+            inputs = (x_BTD, hidden.time_BD, hidden.rotation, text.keys_values[i], text.mask_B11L)
+            if self.config.gradient_checkpointing and torch.is_grad_enabled():
+                # nothing inside draws random numbers, so there is no state to save
+                x_BTD = checkpoint(
+                    self.blocks[i], *inputs, use_reentrant=False, preserve_rng_state=False
+                )
+            else:
+                x_BTD = self.blocks[i](*inputs)
+        return replace(hidden, tokens_BTD=x_BTD)
+
+
+def save_transformer(model: TRDiT, folder: Path) -> None:
+    """Write config.json and the weights (safetensors) to `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {CLASS_KEY: type(model).__name__, **model.config.model_dump(mode="json")}
+    (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
+    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_file(weights, folder / WEIGHTS_NAME, metadata={"format": "pt"})
+
+
+def load_transformer(
+    folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> TRDiT:
+    """The model that `save_transformer` wrote, in eval mode; dtype None = as stored.
+
+    Raises:
+        FileNotFoundError: no config or weights.
+        ValueError: unknown or missing weights, or weights of another shape; names them.
+    """
+    values = json.loads((folder / CONFIG_NAME).read_text())
+    values.pop(CLASS_KEY, None)
+    with torch.device("meta"):
+        model = TRDiT.from_config(TRDiTConfig.model_validate(values))
+    weights = load_file(folder / WEIGHTS_NAME, device=str(device))
+    load_weights(model, weights, str(folder / WEIGHTS_NAME))
+    return model.to(dtype=dtype).eval()
+
+
+def load_weights(model: nn.Module, weights: dict[str, Tensor], source: str) -> None:
+    """Put `weights` in place of the model's (which may be on the meta device).
+
+    Raises:
+        ValueError: unknown or missing names, or other shapes; the message starts with `source`.
+    """
+    expected = model.state_dict()
+    problems = [f"missing {name}" for name in expected if name not in weights]
+    problems += [f"unknown {name}" for name in weights if name not in expected]
+    problems += [
+        f"{name} is {tuple(weights[name].shape)}, the config asks for {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in weights and weights[name].shape != tensor.shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise ValueError(f"{source} does not fit its config: {'; '.join(problems[:5])}{more}")
+    model.load_state_dict(weights, assign=True)

@@ -1,0 +1,89 @@
+"""Settings of TR-DiT; free of torch, so that a command's --help stays fast."""
+
+from __future__ import annotations
+
+import math
+
+from pydantic import Field, field_validator, model_validator
+
+from t2i.config import Section
+
+
+class TRDiTConfig(Section):
+    """Sizes and routes of TR-DiT. The defaults are the nano model; see configs/tr_dit_2b5.yaml."""
+
+    num_layers: int = Field(default=8, ge=1)
+    width: int = Field(default=192, ge=8)
+    num_heads: int = Field(default=3, ge=1)
+    in_channels: int = Field(default=4, ge=1)
+    patch_size: int = Field(default=2, ge=1)
+    # width of the text encoder's hidden states
+    text_width: int = Field(default=192, ge=1)
+    num_refiner_layers: int = Field(default=2, ge=0)
+    # FFN hidden width = width * ffn_expansion, rounded up to a multiple of ffn_multiple
+    ffn_expansion: float = Field(default=8 / 3, gt=0)
+    ffn_multiple: int = Field(default=16, ge=1)
+    adaln_rank: int = Field(default=64, ge=1)
+    # [first, last] layer that dropped tokens skip, both included; negative counts from the end
+    routes: tuple[tuple[int, int], ...] = ((2, 5),)
+    # recompute each block in the backward pass: less memory, a third more time
+    gradient_checkpointing: bool = False
+
+    @field_validator("width")
+    @classmethod
+    def _width_is_even(cls, width: int) -> int:
+        if width % 2:
+            raise ValueError("width must be even")
+        return width
+
+    @model_validator(mode="after")
+    def _fits(self) -> TRDiTConfig:
+        if self.width % self.num_heads or self.head_width % 8:
+            raise ValueError(
+                f"width {self.width} over num_heads {self.num_heads} must give a head width that "
+                "is a multiple of 8 (axial RoPE rotates a quarter of it by y and a quarter by x)"
+            )
+        resolve_routes(self.routes, self.num_layers)
+        return self
+
+    @property
+    def head_width(self) -> int:
+        """Channels per attention head."""
+        return self.width // self.num_heads
+
+    @property
+    def ffn_width(self) -> int:
+        """Hidden width of the SwiGLU feed-forward network."""
+        multiple = self.ffn_multiple
+        return math.ceil(round(self.width * self.ffn_expansion, 6) / multiple) * multiple
+
+    @property
+    def resolved_routes(self) -> tuple[tuple[int, int], ...]:
+        """The routes with non-negative layers, in order."""
+        return resolve_routes(self.routes, self.num_layers)
+
+
+def resolve_routes(
+    routes: tuple[tuple[int, int], ...], num_layers: int
+) -> tuple[tuple[int, int], ...]:
+    """Replace negative layers (-1 is the last) and check that routes are in order and disjoint.
+
+    Raises:
+        ValueError: a layer that does not exist, an empty route, or routes that overlap.
+    """
+    resolved = []
+    for start, end in routes:
+        if not (-num_layers <= start < num_layers and -num_layers <= end < num_layers):
+            raise ValueError(
+                f"route [{start}, {end}]: layers must be in [-{num_layers}, {num_layers - 1}]"
+            )
+        first, last = start % num_layers, end % num_layers
+        if first > last:
+            raise ValueError(f"route [{start}, {end}] is empty: layer {first} is after {last}")
+        if resolved and first <= resolved[-1][1]:
+            raise ValueError(
+                f"route [{start}, {end}] must start after layer {resolved[-1][1]}, where the "
+                "route before it ends; give routes in order, without overlap"
+            )
+        resolved.append((first, last))
+    return tuple(resolved)
