@@ -1,0 +1,57 @@
+"""Adaptive projected guidance: the one rule that is not a fixed sum of predictions.
+
+Works on tensors (B, ...) through their own methods, so torch is not imported here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from t2i.guidance.schedules import Schedule
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class AdaptiveProjection:
+    """APG (arXiv 2410.02416, algorithm 1) for one trajectory, on data estimates.
+
+    Args:
+        omega: guidance scale, 1 means none.
+        eta: weight of the part of the difference that is parallel to the conditional estimate.
+        radius: the difference is scaled down to at most this norm per sample; inf leaves it.
+        momentum: weight of the differences of earlier steps (negative in the paper).
+    """
+
+    def __init__(self, omega: Schedule, eta: float, radius: float, momentum: float) -> None:
+        self.omega = omega
+        self.eta = eta
+        self.radius = radius
+        self.momentum = momentum
+        self.average: Tensor | float = 0.0
+
+    def __call__(
+        self, predictions: Sequence[Tensor], x_t: Tensor, timestep: float, fraction: float
+    ) -> Tensor:
+        """The guided velocity from the conditional and the unconditional one; t < 1."""
+        conditional, unconditional = predictions
+        # x^ = x_t + (1 - t) v
+        to_data = 1 - timestep
+        estimate = x_t + to_data * conditional
+        self.average = to_data * (conditional - unconditional) + self.momentum * self.average
+        difference = self.average * (self.radius / norm(self.average)).clamp(max=1.0)
+        parallel = project(difference, estimate)
+        update = difference - parallel + self.eta * parallel
+        return conditional + (self.omega(fraction) - 1) / to_data * update
+
+
+def norm(x: Tensor) -> Tensor:
+    """Euclidean norm of each sample, (B, 1, ..., 1), never zero."""
+    return x.square().flatten(1).sum(1).sqrt().clamp(min=1e-12).reshape(-1, *[1] * (x.ndim - 1))
+
+
+def project(x: Tensor, onto: Tensor) -> Tensor:
+    """The part of each sample of ``x`` that is parallel to ``onto``."""
+    direction = onto / norm(onto)
+    return (x * direction).flatten(1).sum(1).reshape(-1, *[1] * (x.ndim - 1)) * direction

@@ -1,0 +1,215 @@
+"""Guided sampling of latents: runs what a guidance method asks for, and nothing twice.
+
+For a batch of images, text keys and values are computed once per condition and reused at every
+step by every branch. At a step, equal branches are merged and those of weight zero left out
+(`t2i.guidance.branches.plan`); the layers before the route run once per condition; branches that
+keep equally many tokens run as one batch.
+
+All draws of an image come from its own seed: it never depends on the batch around it.
+
+Shape suffixes: B images, C latent channels, H x W latents, L text tokens, E text width, K kept
+tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from t2i import rng
+from t2i.guidance.branches import Condition, Evaluation, Guidance, batches, evaluations, plan
+from t2i.models.routing import draw_keep_ids, num_kept
+from t2i.models.tr_dit import Hidden, TextContext, TRDiT, concatenate_text
+from t2i.sampling.solvers import OnStep, integrate, step_fraction, time_grid
+
+# The image's seed is the sample id of its draws, so the run's seed in `t2i.rng` is constant.
+RUN_SEED = 0
+
+
+@dataclass(frozen=True)
+class EncodedText:
+    """Hidden states (B, L, E) of the frozen text encoder and their mask (B, L), False = padding."""
+
+    states_BLE: Tensor
+    mask_BL: Tensor
+
+
+class GuidedField:
+    """The guided velocity as a function of (x_t, t, step): what a solver integrates."""
+
+    def __init__(
+        self,
+        networks: Mapping[str, TRDiT],
+        texts: Mapping[Condition, EncodedText],
+        guidance: Guidance,
+        seeds_B: Tensor,
+        num_steps: int,
+    ) -> None:
+        """Prepare the text of every network and condition that the method asks for.
+
+        Args:
+            networks: "main", and "aux" for methods that ask for a second network.
+            texts: the conditions that the method asks for, each for the B images.
+            guidance: the method.
+            seeds_B: (B,) int64, one seed per image.
+            num_steps: steps of the solver, for schedules.
+
+        Raises:
+            ValueError: the method asks for an aux network and there is none.
+        """
+        if guidance.uses("aux") and "aux" not in networks:
+            raise ValueError(
+                f"guidance {guidance.name} needs a second, weaker network: --aux CHECKPOINT"
+            )
+        self.networks = networks
+        self.guidance = guidance
+        self.seeds_B = seeds_B
+        self.num_steps = num_steps
+        self.combine = guidance.new_combine() if guidance.new_combine else None
+        self.prepared = {
+            (branch.network, branch.condition): prepare(
+                networks[branch.network], texts[branch.condition]
+            )
+            for branch in guidance.branches
+        }
+        self.joined: dict[tuple[str, tuple[Condition, ...]], TextContext] = {}
+
+    def __call__(self, x_BCHW: Tensor, timestep: float, step: int) -> Tensor:
+        """The guided velocity, (B, C, H, W) float32; ``x_BCHW`` float32, ``timestep`` in [0, 1)."""
+        fraction = step_fraction(step, self.num_steps)
+        if self.combine is None or not self.guidance.is_active(timestep):
+            weights = plan(self.guidance, timestep, fraction)
+            predictions = self.predict(tuple(weights), x_BCHW, timestep, step)
+            return weighted_sum(weights, predictions)
+        wanted = evaluations(self.guidance, fraction)
+        predictions = self.predict(tuple(dict.fromkeys(wanted)), x_BCHW, timestep, step)
+        in_order = [predictions[evaluation] for evaluation in wanted]
+        return self.combine(in_order, x_BCHW, timestep, fraction)
+
+    def predict(
+        self, wanted: Sequence[Evaluation], x_BCHW: Tensor, timestep: float, step: int
+    ) -> dict[Evaluation, Tensor]:
+        """The float32 velocity (B, C, H, W) of each of some distinct evaluations."""
+        velocities = {}
+        for name, network in self.networks.items():
+            own = [evaluation for evaluation in wanted if evaluation.network == name]
+            if not own:
+                continue
+            num_tokens = x_BCHW[0, 0].numel() // network.config.patch_size**2
+            conditions = tuple(dict.fromkeys(evaluation.condition for evaluation in own))
+            hidden = self._before_route(name, conditions, x_BCHW, timestep)
+            for batch in batches(own, lambda gamma, count=num_tokens: num_kept(count, gamma)):
+                together = self._from_route(name, conditions, hidden, batch, num_tokens, step)
+                velocities.update(zip(batch, together.float().chunk(len(batch)), strict=True))
+        return velocities
+
+    def _before_route(
+        self, name: str, conditions: tuple[Condition, ...], x_BCHW: Tensor, timestep: float
+    ) -> Hidden:
+        """The first layers, once per condition: all rows of the first condition, then the next."""
+        network = self.networks[name]
+        timestep_B = torch.full((len(x_BCHW),), timestep, device=x_BCHW.device)
+        hidden = network.embed(x_BCHW, timestep_B)
+        repeats = len(conditions)
+        repeated = replace(
+            hidden,
+            tokens_BTD=hidden.tokens_BTD.repeat(repeats, 1, 1),
+            time_BD=hidden.time_BD.repeat(repeats, 1),
+        )
+        return network.before_route(repeated, self._text(name, conditions))
+
+    def _from_route(
+        self,
+        name: str,
+        conditions: tuple[Condition, ...],
+        hidden: Hidden,
+        batch: tuple[Evaluation, ...],
+        num_tokens: int,
+        step: int,
+    ) -> Tensor:
+        """The remaining layers for branches that keep equally many tokens, one after the other."""
+        asked = tuple(evaluation.condition for evaluation in batch)
+        if asked != conditions:
+            images = torch.arange(len(self.seeds_B), device=hidden.tokens_BTD.device)
+            rows = torch.cat([images + len(images) * conditions.index(one) for one in asked])
+            hidden = replace(
+                hidden, tokens_BTD=hidden.tokens_BTD[rows], time_BD=hidden.time_BD[rows]
+            )
+        keep_ids = None
+        if num_kept(num_tokens, batch[0].gamma) < num_tokens:
+            keep_ids = torch.cat(
+                [self._keep_ids(evaluation, num_tokens, step) for evaluation in batch]
+            )
+        return self.networks[name].from_route(hidden, self._text(name, asked), keep_ids)
+
+    def _keep_ids(self, evaluation: Evaluation, num_tokens: int, step: int) -> Tensor:
+        """(B, K): fresh per image, step and draw."""
+        return draw_keep_ids(
+            RUN_SEED,
+            f"routing {evaluation.draw}",
+            step,
+            self.seeds_B,
+            num_tokens,
+            evaluation.gamma,
+            self.seeds_B.device,
+        )
+
+    def _text(self, name: str, conditions: tuple[Condition, ...]) -> TextContext:
+        """The prepared text of several conditions, one after the other; joined once."""
+        key = name, conditions
+        if key not in self.joined:
+            self.joined[key] = concatenate_text([self.prepared[name, one] for one in conditions])
+        return self.joined[key]
+
+
+def prepare(network: TRDiT, text: EncodedText) -> TextContext:
+    """Refined text, keys and values of all blocks."""
+    return network.prepare_text(text.states_BLE, text.mask_BL)
+
+
+def weighted_sum(weights: Mapping[Evaluation, float], values: Mapping[Evaluation, Tensor]) -> Tensor:
+    """The sum of weight times value, in float32."""
+    first, *others = weights
+    total = weights[first] * values[first]
+    for evaluation in others:
+        total = total.add(values[evaluation], alpha=weights[evaluation])
+    return total
+
+
+@torch.inference_mode()
+def sample_latents(
+    networks: Mapping[str, TRDiT],
+    texts: Mapping[Condition, EncodedText],
+    guidance: Guidance,
+    seeds: Sequence[int],
+    latent_shape: tuple[int, int, int],
+    num_steps: int = 50,
+    solver: str = "euler",
+    shift: float = 1.0,
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """Noise to latents, one image per seed.
+
+    Args:
+        networks: "main" and, for methods that ask for it, "aux"; all on one device.
+        texts: the conditions that the method asks for, each for the B images.
+        guidance: the method, see `t2i.guidance.methods.make_guidance`.
+        seeds: B integers in [0, 2**63); all draws of an image come from its own.
+        latent_shape: C, H, W.
+        num_steps, solver, shift: see `t2i.sampling.solvers`.
+        on_step: called after each step with (step, t, x); what it returns replaces x.
+
+    Returns:
+        (B, C, H, W) float32 normalised latents.
+
+    Raises:
+        ValueError: unknown solver, a missing aux network, gamma > 0 for a model without routes.
+    """
+    device = next(networks["main"].parameters()).device
+    seeds_B = torch.tensor(seeds, dtype=torch.int64, device=device)
+    field = GuidedField(networks, texts, guidance, seeds_B, num_steps)
+    noise = rng.normal(RUN_SEED, "sampling noise", 0, seeds_B, latent_shape, device)
+    return integrate(field, noise, time_grid(num_steps, shift), solver, on_step)
