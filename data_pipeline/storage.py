@@ -35,10 +35,10 @@ class StorageConfig(Section):
 
     endpoint_url: str | None = None
     region: str | None = None
-    max_attempts: int = Field(5, ge=1)
-    timeout_seconds: float = Field(60.0, gt=0)
+    max_attempts: int = Field(default=5, ge=1)
+    timeout_seconds: float = Field(default=60.0, gt=0)
     cache_folder: str = "~/.cache/sparse-t2i"
-    cache_gigabytes: float = Field(50.0, gt=0)
+    cache_gigabytes: float = Field(default=50.0, gt=0)
 
 
 class Storage(Protocol):
@@ -297,10 +297,13 @@ def sweep_scratch(storage: Storage) -> None:
     """Remove what killed writers left in the scratch folder more than a day ago."""
     for path in storage.scratch().iterdir():
         try:
-            if path.name != "lock" and time.time() - path.stat().st_mtime > STALE_SECONDS:
-                path.unlink()
+            is_stale = time.time() - path.stat().st_mtime > STALE_SECONDS
         except FileNotFoundError:
             continue  # another process swept it
+        if is_stale and path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif is_stale and path.name != "lock":
+            path.unlink(missing_ok=True)
 
 
 @functools.lru_cache(maxsize=16)

@@ -1,0 +1,409 @@
+"""A step's output folder and its commit protocol: what a reader sees is always whole.
+
+    shards/{id}-{attempt}.tar        samples (absent for steps that keep rows only)
+    index/{id}-{attempt}.parquet     offsets of the samples in the tar
+    status/{id}-{attempt}.parquet    the ledger: one row per input item, whatever became of it
+    manifest/{id}.json               names the three, with sizes, hashes and counts
+    job.json                         the settings that made this folder (its fingerprint)
+
+They are written in this order, the manifest last and only if there is none, so work may be done
+twice but becomes visible once. Readers trust manifests only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import uuid
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import TracebackType
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_pipeline.shards import Sample, ShardIndex, ShardWriter, read_shard
+from data_pipeline.storage import Storage, StorageConfig, open_storage
+
+Status = Literal["ok", "filtered", "failed"]
+LEDGER_COLUMNS = ("key", "status", "reason", "detail")
+MANIFEST_READERS = 16
+
+
+@dataclass(frozen=True)
+class Row:
+    """What became of one input item. There is exactly one per item, always.
+
+    ``reason`` says why it is not ok, in a few words that can be counted ("http 404");
+    ``detail`` is free text (an error's message); ``columns`` are further ledger columns.
+    """
+
+    key: str
+    status: Status
+    reason: str = ""
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """An item's row and, for an ok one that has output, its sample under the same key."""
+
+    row: Row
+    sample: Sample | None = None
+
+
+@dataclass(frozen=True)
+class ShardManifest:
+    """One committed shard: the keys of its files in the storage, their sizes, and its counts.
+
+    ``bytes`` and ``sha256`` are by storage key; ``reasons`` is status -> reason -> count.
+    ``shard_key`` and ``index_key`` are None when the step writes no samples.
+    """
+
+    id: str
+    shard_key: str | None
+    index_key: str | None
+    status_key: str
+    num_in: int
+    num_ok: int
+    num_filtered: int
+    num_failed: int
+    reasons: Mapping[str, Mapping[str, int]]
+    bytes: Mapping[str, int]
+    sha256: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        assert self.num_in == self.num_ok + self.num_filtered + self.num_failed, self
+
+
+@dataclass(frozen=True)
+class Funnel:
+    """Counts over committed shards; ``reasons`` is (status, reason) -> count, ok left out."""
+
+    num_shards: int
+    num_in: int
+    num_ok: int
+    num_filtered: int
+    num_failed: int
+    reasons: Mapping[tuple[str, str], int]
+
+    def __str__(self) -> str:
+        parts = [f"in {self.num_in}", f"ok {self.num_ok}"]
+        for status, num in (("filtered", self.num_filtered), ("failed", self.num_failed)):
+            counts = Counter({r: n for (s, r), n in self.reasons.items() if s == status})
+            listing = ", ".join(f"{reason}: {count}" for reason, count in counts.most_common(8))
+            more = f", and {len(counts) - 8} more reasons" if len(counts) > 8 else ""
+            parts.append(f"{status} {num}" + (f" ({listing}{more})" if num else ""))
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """The output folder of one step of the pipeline."""
+
+    storage: Storage
+
+    @classmethod
+    def open(cls, url: str, config: StorageConfig | None = None) -> StepOutput:
+        """The output at ``url`` (a folder or s3://bucket/prefix); nothing is touched yet."""
+        return cls(open_storage(url, config))
+
+    @property
+    def url(self) -> str:
+        return self.storage.url
+
+    # -- reading ---------------------------------------------------------------------------
+
+    def committed(self) -> list[str]:
+        """Sorted ids of the committed shards."""
+        keys = self.storage.list("manifest/")
+        return [key.removeprefix("manifest/").removesuffix(".json") for key in keys]
+
+    def manifest(self, shard_id: str) -> ShardManifest:
+        """Raises FileNotFoundError for a shard that is not committed."""
+        return ShardManifest(**json.loads(self.storage.get(f"manifest/{shard_id}.json")))
+
+    def manifests(self) -> list[ShardManifest]:
+        """All committed shards, sorted by id."""
+        with ThreadPoolExecutor(MANIFEST_READERS) as readers:
+            return list(readers.map(self.manifest, self.committed()))
+
+    def shard_path(self, shard_id: str) -> Path:
+        """A local file with the shard's tar (for S3 a cached copy).
+
+        Raises:
+            FileNotFoundError: the shard is not committed, or its tar is gone.
+            ValueError: the step writes no samples, or the tar is not of the committed size.
+        """
+        manifest = self.manifest(shard_id)
+        if manifest.shard_key is None:
+            raise ValueError(f"{self.url}: shard {shard_id} holds rows only, no samples")
+        path = self.storage.local(manifest.shard_key)
+        size, expected = path.stat().st_size, manifest.bytes[manifest.shard_key]
+        if size != expected:
+            raise ValueError(
+                f"{path}: {size} bytes, but {expected} were committed; restore it, or delete "
+                f"manifest/{shard_id}.json of {self.url} and run the step again"
+            )
+        return path
+
+    def index(self, shard_id: str) -> ShardIndex:
+        """Where the shard's samples lie in its tar. ValueError when the step writes no samples."""
+        manifest = self.manifest(shard_id)
+        if manifest.index_key is not None:
+            return ShardIndex.from_bytes(self.storage.get(manifest.index_key))
+        if manifest.num_ok == 0:
+            return ShardIndex((), {})
+        raise ValueError(f"{self.url}: shard {shard_id} holds rows only, no samples")
+
+    def read(self, shard_id: str) -> Iterator[Sample]:
+        """The samples of a shard, in order. Raises as `shard_path`."""
+        if self.manifest(shard_id).num_ok == 0:
+            return
+        yield from read_shard(self.shard_path(shard_id), self.index(shard_id))
+
+    def rows(self, shard_id: str) -> pa.Table:
+        """The ledger of a shard: key, status, reason, detail (strings), and the step's columns."""
+        data = self.storage.get(self.manifest(shard_id).status_key)
+        return pq.read_table(io.BytesIO(data))
+
+    def ok_keys(self, shard_id: str) -> list[str]:
+        """Keys of the shard's ok rows, in order: after `data_pipeline.filter`, the kept keys."""
+        rows = self.rows(shard_id)
+        pairs = zip(rows["key"].to_pylist(), rows["status"].to_pylist(), strict=True)
+        return [key for key, status in pairs if status == "ok"]
+
+    def funnel(self) -> Funnel:
+        """Counts by status and reason over all committed shards."""
+        manifests = self.manifests()
+        reasons: Counter[tuple[str, str]] = Counter()
+        for manifest in manifests:
+            for status, counts in manifest.reasons.items():
+                reasons.update({(status, reason): num for reason, num in counts.items()})
+        return Funnel(
+            num_shards=len(manifests),
+            num_in=sum(manifest.num_in for manifest in manifests),
+            num_ok=sum(manifest.num_ok for manifest in manifests),
+            num_filtered=sum(manifest.num_filtered for manifest in manifests),
+            num_failed=sum(manifest.num_failed for manifest in manifests),
+            reasons=dict(reasons),
+        )
+
+    def verify(self, shard_id: str) -> None:
+        """Read a shard's files again and hold them against the manifest.
+
+        Raises:
+            FileNotFoundError: a file is gone.
+            ValueError: a file has changed; named with its address.
+        """
+        for key, expected in self.manifest(shard_id).sha256.items():
+            if _sha256_of_bytes(self.storage.get(key)) != expected:
+                raise ValueError(f"{self.url}/{key}: content differs from what was committed")
+
+    # -- writing ---------------------------------------------------------------------------
+
+    def fingerprint(self) -> dict[str, Any] | None:
+        """The settings that this folder was made with; None before the first run."""
+        try:
+            return json.loads(self.storage.get("job.json"))
+        except FileNotFoundError:
+            return None
+
+    def begin(self, fingerprint: Mapping[str, Any]) -> None:
+        """Store the settings of this run, or hold them against those of the committed shards.
+
+        Raises:
+            ValueError: a setting differs; names the key, both values and the ways out.
+        """
+        data = json.dumps(fingerprint, indent=1, sort_keys=True).encode()
+        if self.storage.put_if_absent("job.json", data):
+            return
+        old, new = _flat(json.loads(self.storage.get("job.json"))), _flat(json.loads(data))
+        changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+        if changed and not self.committed():
+            self.storage.put("job.json", data)
+        elif changed:
+            listing = "; ".join(
+                f"{key} was {_shown(old, key)}, now {_shown(new, key)}" for key in changed
+            )
+            raise ValueError(
+                f"{self.url} was made with other settings: {listing}. Set them back, write to "
+                "another folder, or delete this one to start over"
+            )
+
+    def writer(
+        self, shard_id: str, column_types: Mapping[str, str] | None = None
+    ) -> ShardCommitter:
+        """A writer of one shard; nothing is visible before its `commit`."""
+        return ShardCommitter(self, shard_id, column_types or {})
+
+    def remove_leftovers(self) -> int:
+        """Delete files of lost attempts at shards that are committed; gives their number."""
+        manifests = {manifest.id: manifest for manifest in self.manifests()}
+        leftovers = [
+            key
+            for folder in ("shards/", "index/", "status/")
+            for key in self.storage.list(folder)
+            if (manifest := manifests.get(_shard_of(key))) and key not in manifest.bytes
+        ]
+        for key in leftovers:
+            self.storage.delete(key)
+        return len(leftovers)
+
+
+class ShardCommitter:
+    """Collects the outcomes of one shard in a scratch folder and commits them.
+
+    A context manager; left without `commit`, it leaves nothing behind.
+    """
+
+    def __init__(self, output: StepOutput, shard_id: str, column_types: Mapping[str, str]) -> None:
+        self.output, self.shard_id = output, shard_id
+        self.attempt = uuid.uuid4().hex[:8]
+        self.rows: list[Row] = []
+        self.column_types = column_types
+        self.folder = TemporaryDirectory(dir=output.storage.scratch())
+        self.tar: ShardWriter | None = None
+
+    def __enter__(self) -> ShardCommitter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def add(self, outcome: Outcome) -> None:
+        """Append one outcome. Keys must differ: a repeated key is refused at `commit`."""
+        row, sample = outcome.row, outcome.sample
+        if sample is not None:
+            assert row.status == "ok", f"{row.key} is {row.status} but has a sample"
+            assert row.key == sample.key, f"row {row.key} has the sample of {sample.key}"
+            if self.tar is None:
+                self.tar = ShardWriter(Path(self.folder.name) / "shard.tar")
+            self.tar.add(sample)
+        self.rows.append(row)
+
+    def commit(self) -> ShardManifest:
+        """Make the shard visible; when another writer was first, its manifest is returned.
+
+        Raises:
+            ValueError: two rows share a key, or a column does not fit its type.
+        """
+        manifest = self._store()
+        data = json.dumps(asdict(manifest), indent=1).encode()
+        storage = self.output.storage
+        if not storage.put_if_absent(f"manifest/{self.shard_id}.json", data):
+            for key in manifest.bytes:
+                storage.delete(key)
+            return self.output.manifest(self.shard_id)
+        return manifest
+
+    def close(self) -> None:
+        """Remove the scratch files."""
+        if self.tar is not None:
+            self.tar.file.close()
+        self.folder.cleanup()
+
+    def _store(self) -> ShardManifest:
+        storage, sizes, hashes = self.output.storage, {}, {}
+        shard_key = index_key = None
+        if self.tar is not None:
+            shard_key, index_key = self._key("shards", "tar"), self._key("index", "parquet")
+            index = self.tar.close().to_bytes()
+            path = Path(self.tar.file.name)
+            sizes[shard_key], hashes[shard_key] = path.stat().st_size, _sha256_of_file(path)
+            storage.put_file(shard_key, path)
+            sizes[index_key], hashes[index_key] = len(index), _sha256_of_bytes(index)
+            storage.put(index_key, index)
+        status_key, ledger = self._key("status", "parquet"), self._ledger()
+        sizes[status_key], hashes[status_key] = len(ledger), _sha256_of_bytes(ledger)
+        storage.put(status_key, ledger)
+        num = Counter(row.status for row in self.rows)
+        return ShardManifest(
+            id=self.shard_id,
+            shard_key=shard_key,
+            index_key=index_key,
+            status_key=status_key,
+            num_in=len(self.rows),
+            num_ok=num["ok"],
+            num_filtered=num["filtered"],
+            num_failed=num["failed"],
+            reasons=_count_reasons(self.rows),
+            bytes=sizes,
+            sha256=hashes,
+        )
+
+    def _key(self, folder: str, extension: str) -> str:
+        return f"{folder}/{self.shard_id}-{self.attempt}.{extension}"
+
+    def _ledger(self) -> bytes:
+        repeated = [key for key, num in Counter(row.key for row in self.rows).items() if num > 1]
+        if repeated:
+            raise ValueError(f"shard {self.shard_id}: key {repeated[0]} has more than one row")
+        columns = {
+            name: pa.array([getattr(row, name) for row in self.rows], pa.string())
+            for name in LEDGER_COLUMNS
+        }
+        types = {name: pa.type_for_alias(kind) for name, kind in self.column_types.items()}
+        untyped = dict.fromkeys(name for row in self.rows for name in row.columns)
+        for name in dict.fromkeys([*types, *untyped]):
+            assert name not in LEDGER_COLUMNS, f"column name {name} is taken by the ledger"
+            columns[name] = _column(name, self.rows, types.get(name))
+        buffer = io.BytesIO()
+        pq.write_table(pa.table(columns), buffer, compression="zstd")
+        return buffer.getvalue()
+
+
+def _column(name: str, rows: Sequence[Row], kind: pa.DataType | None) -> pa.Array:
+    try:
+        return pa.array([row.columns.get(name) for row in rows], kind)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise ValueError(f"ledger column {name}: {error}") from None
+
+
+def _count_reasons(rows: Sequence[Row]) -> dict[str, dict[str, int]]:
+    reasons: dict[str, dict[str, int]] = {}
+    for row in rows:
+        if row.status != "ok":
+            counts = reasons.setdefault(row.status, {})
+            counts[row.reason] = counts.get(row.reason, 0) + 1
+    return reasons
+
+
+def _shard_of(key: str) -> str:
+    """``shards/00003-1f2e.tar`` -> ``00003``."""
+    return key.rpartition("/")[2].rpartition("-")[0]
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _shown(flat: Mapping[str, Any], key: str) -> str:
+    return json.dumps(flat[key]) if key in flat else "not set"
+
+
+def _sha256_of_bytes(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _sha256_of_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
