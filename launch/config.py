@@ -1,0 +1,72 @@
+"""Settings of the two training stages (section launch.train); no torch here."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from t2i.config import ConfigError, Section
+from t2i.training.training_config import TrainingConfig
+
+
+class StageConfig(Section):
+    """One stage: its folder, and its differences from t2i.training and data_pipeline.loader."""
+
+    folder: str
+    training: dict[str, Any] = {}
+    loader: dict[str, Any] = {}
+    # What a fresh run starts from: the newest verified checkpoint of this run folder ...
+    start_from_run: str | None = None
+    # ... with Adam's moments too, or with a new optimizer ...
+    start_with_optimizer: bool = False
+    # ... or, when that folder has none, this transformer folder (config.json + safetensors).
+    start_from_transformer: str | None = None
+
+
+class LaunchConfig(Section):
+    """The stages of `launch/train_t2i.py`."""
+
+    stage1: StageConfig = StageConfig(folder="outputs/runs/stage1")
+    stage2: StageConfig = StageConfig(
+        folder="outputs/runs/stage2", start_from_run="outputs/runs/stage1"
+    )
+    # Held-out samples for the validation loss; 0 = no validation.
+    validation_samples: int = 64
+
+    def stage(self, number: Literal[1, 2]) -> StageConfig:
+        """The stage by its number on the command line."""
+        return self.stage1 if number == 1 else self.stage2
+
+
+def stage_section(base: Section, difference: dict[str, Any], key: str) -> Any:
+    """``base`` with a stage's differences; of the class of ``base``.
+
+    Raises:
+        ConfigError: an unknown or invalid value below ``key``.
+    """
+    try:
+        return type(base).model_validate(_merge(base.model_dump(), difference))
+    except ValidationError as error:
+        lines = [
+            f"{'.'.join([key, *map(str, details['loc'])])}: {details['msg']} "
+            f"(got {details['input']!r}; valid: {', '.join(type(base).model_fields)})"
+            for details in error.errors()
+        ]
+        raise ConfigError("; ".join(lines)) from None
+
+
+def _merge(base: dict[str, Any], difference: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for name, value in difference.items():
+        old = merged.get(name)
+        nested = isinstance(old, dict) and isinstance(value, dict)
+        merged[name] = _merge(old, value) if nested else value
+    return merged
+
+
+def stage_training(training: TrainingConfig, stage: StageConfig, number: int) -> TrainingConfig:
+    """The training settings of a stage."""
+    result = stage_section(training, stage.training, f"launch.train.stage{number}.training")
+    assert isinstance(result, TrainingConfig)
+    return result

@@ -1,0 +1,211 @@
+"""Checkpoints that are complete or absent, keyed by parameter name.
+
+``checkpoints/step-00001000/`` holds, all fp32 safetensors keyed by parameter name:
+
+    weights.safetensors  ema.safetensors  exp_avg.safetensors  exp_avg_sq.safetensors
+    state.json           position: steps, updates, skipped steps
+    config.yaml          the run's config
+    manifest.json        size and sha256 of every other file; written last
+
+Saving writes into ``step-N.tmp`` (each file by another rank, if there are several), syncs, and
+renames. Nothing in it is a pickle or depends on the world size or ZeRO stage. Readers take the
+newest folder whose manifest verifies; a damaged one is named and passed over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from t2i.console import get_logger
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TENSOR_KINDS = ("weights", "ema", "exp_avg", "exp_avg_sq")
+MANIFEST = "manifest.json"
+_FOLDER_NAME = re.compile(r"step-(\d+)")
+
+logger = get_logger("checkpoint")
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """The run's position.
+
+    Attributes:
+        step: steps done.
+        optimizer_steps: updates that Adam's moments have seen.
+        ema_updates: updates that the EMA has seen.
+        skipped: steps without an update, because their gradient was not finite.
+    """
+
+    step: int
+    optimizer_steps: int
+    ema_updates: int
+    skipped: int
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint folder that verified."""
+
+    path: Path
+    state: TrainingState
+
+    def tensors(self, kind: str) -> SavedTensors:
+        """Whole fp32 tensors by parameter name; ``kind`` is one of `TENSOR_KINDS`."""
+        return SavedTensors(self.path / f"{kind}.safetensors")
+
+
+class SavedTensors(Mapping[str, "Tensor"]):
+    """The tensors of a safetensors file, each read when it is asked for (and not kept)."""
+
+    def __init__(self, path: Path) -> None:
+        from safetensors import safe_open
+
+        self.path = path
+        self._file = safe_open(path, framework="pt")
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._file.get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._file.keys())
+
+    def __len__(self) -> int:
+        return len(self._file.keys())
+
+
+def newest_checkpoint(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint in ``folder`` that verifies, or None; damaged ones are reported."""
+    for path in _checkpoint_paths(folder):
+        problem = find_damage(path)
+        if problem is None:
+            return open_checkpoint(path)
+        logger.warning("%s is damaged and passed over: %s", path, problem)
+    return None
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """A checkpoint that has been verified (see `find_damage`)."""
+    return Checkpoint(path, TrainingState(**json.loads((path / "state.json").read_text())))
+
+
+def find_damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint folder (missing, cut or changed file), or None."""
+    try:
+        expected = json.loads((path / MANIFEST).read_text())["files"]
+    except (OSError, ValueError, KeyError) as error:
+        return f"{MANIFEST} cannot be read ({error})"
+    for name, entry in expected.items():
+        file = path / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != entry["bytes"]:
+            return f"{name} has {file.stat().st_size} bytes instead of {entry['bytes']}"
+    for name, digest in _hash_files(path, sorted(expected)):
+        if digest != expected[name]["sha256"]:
+            return f"the content of {name} has changed (sha256)"
+    return None
+
+
+def temporary_folder(folder: Path, step: int) -> Path:
+    """Where the files of a checkpoint are written before `commit`."""
+    return folder / f"step-{step:08d}.tmp"
+
+
+def write_tensors(path: Path, kind: str, tensors: dict[str, Tensor]) -> None:
+    """Write one of `TENSOR_KINDS` into the temporary folder ``path`` and sync it to disk.
+
+    Raises:
+        OSError: the disk is full or otherwise refuses.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    file = path / f"{kind}.safetensors"
+    try:
+        save_file(tensors, file)
+    except SafetensorError as error:
+        raise OSError(f"{file}: {error}") from None
+    _sync(file)
+
+
+def commit(temporary: Path, state: TrainingState, config_text: str, keep: int) -> Path:
+    """Turn a filled temporary folder into a checkpoint; older ones than ``keep`` are removed.
+
+    Returns the checkpoint's folder.
+    """
+    for name, text in (("state.json", json.dumps(asdict(state))), ("config.yaml", config_text)):
+        _write_synced(temporary / name, text)
+    names = sorted(path.name for path in temporary.iterdir() if path.name != MANIFEST)
+    files = {
+        name: {"bytes": (temporary / name).stat().st_size, "sha256": digest}
+        for name, digest in _hash_files(temporary, names)
+    }
+    _write_synced(temporary / MANIFEST, json.dumps({"step": state.step, "files": files}, indent=1))
+    _sync(temporary)
+    final = temporary.with_suffix("")
+    if final.exists():  # a damaged one that was passed over and has been trained again
+        _remove(final)
+    temporary.rename(final)
+    _sync(final.parent)
+    for old in _checkpoint_paths(final.parent)[keep:]:
+        _remove(old)
+    return final
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what an interrupted save or removal left behind."""
+    for pattern in ("step-*.tmp", "step-*.removed"):
+        for path in folder.glob(pattern):
+            shutil.rmtree(path)
+
+
+def _checkpoint_paths(folder: Path) -> list[Path]:
+    """Committed checkpoint folders, newest first."""
+    found = []
+    for path in folder.glob("step-*"):
+        match = _FOLDER_NAME.fullmatch(path.name)
+        if match:
+            found.append((int(match[1]), path))
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def _hash_files(folder: Path, names: list[str]) -> Iterator[tuple[str, str]]:
+    with ThreadPoolExecutor() as pool:
+        yield from zip(names, pool.map(lambda name: _sha256(folder / name), names), strict=True)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_synced(path: Path, text: str) -> None:
+    path.write_text(text)
+    _sync(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    """Rename first, so that an interrupted removal never looks like a checkpoint."""
+    removed = path.with_suffix(".removed")
+    path.rename(removed)
+    shutil.rmtree(removed)

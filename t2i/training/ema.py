@@ -1,0 +1,43 @@
+"""Exponential moving average of the fp32 master weights, on each rank's own flat partition.
+
+The partitions are the ones that the optimizer updates, so averaging needs no communication and
+no second copy of the model per rank: it costs one fp32 partition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def decay_at(updates: int, limit: float) -> float:
+    """Decay of the next update after ``updates``: min(limit, (1 + updates) / (10 + updates)).
+
+    The ramp keeps the average from remembering its random start (the default of common EMA code).
+    """
+    return min(limit, (1 + updates) / (10 + updates))
+
+
+class EMA:
+    """Average of flat fp32 partitions: ``average <- decay * average + (1 - decay) * master``."""
+
+    def __init__(self, masters: Sequence[Tensor], updates: int = 0) -> None:
+        """Starts at the masters' present values.
+
+        Args:
+            masters: flat fp32 tensors, kept by reference.
+            updates: updates that the average (to be filled in by the caller) has seen.
+        """
+        self.masters = list(masters)
+        self.averages = [master.detach().clone() for master in masters]
+        self.updates = updates
+
+    @torch.no_grad()
+    def update(self, limit: float) -> None:
+        """One update after an optimizer step that was applied; ``limit``: see `decay_at`."""
+        decay = decay_at(self.updates, limit)
+        for average, master in zip(self.averages, self.masters, strict=True):
+            average.lerp_(master, 1.0 - decay)
+        self.updates += 1

@@ -1,0 +1,435 @@
+"""The training run, in the order of its life: set up, load, report, step, log, save.
+
+All progress is one integer, the number of steps done: learning rate, EMA decay, data position and
+every random draw are functions of it. So the same call goes on where the last one stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from t2i.batch import TrainingBatch
+from t2i.console import Progress, get_logger, progress
+from t2i.models.tr_dit import TRDiT, load_weights
+from t2i.training import checkpoint
+from t2i.training.checkpoint import Checkpoint, TrainingState
+from t2i.training.ema import EMA
+from t2i.training.engine import MOMENTS, Engine
+from t2i.training.metrics import NUM_TIME_BINS, LossSums, Reporter, mean_losses
+from t2i.training.objectives import FlowMatching, TextConditioned
+from t2i.training.training_config import TrainingConfig
+
+VALIDATION_TIMES = tuple((i + 0.5) / 8 for i in range(8))
+
+logger = get_logger("train")
+
+
+class EncodedText(Protocol):
+    """What the text encoder gives back: hidden states (B, L, E) and their mask (B, L) bool."""
+
+    @property
+    def states(self) -> Tensor: ...
+    @property
+    def mask(self) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a process starts from: fp32 tensors by parameter name, and its place in the run.
+
+    Attributes:
+        source: where the tensors come from, for messages.
+        weights: None = the model's own random weights.
+        ema: None = a copy of the weights.
+        moments: Adam's ``exp_avg`` and ``exp_avg_sq``, or None for a new optimizer.
+        optimizer_steps: updates that the moments have seen.
+        ema_updates: updates that the EMA has seen.
+        step: steps that this run has done.
+        skipped: those of them without an update.
+    """
+
+    source: str
+    weights: Mapping[str, Tensor] | None = None
+    ema: Mapping[str, Tensor] | None = None
+    moments: Mapping[str, Mapping[str, Tensor]] | None = None
+    optimizer_steps: int = 0
+    ema_updates: int = 0
+    step: int = 0
+    skipped: int = 0
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that a training run needs; `launch` puts it together.
+
+    Attributes:
+        folder: receives config.yaml, metrics.jsonl and checkpoints/.
+        model: with fp32 weights, on the CPU.
+        encode: captions -> states and mask, without gradients, on ``device``.
+        batches: step -> this rank's micro-batches from that step on, in order.
+        validation: this rank's held-out batches, equally many on each rank; may be empty.
+        start: from `resume` when ``folder`` has a checkpoint.
+        settings: the resolved config, stored beside each checkpoint (YAML).
+    """
+
+    name: str
+    folder: Path
+    config: TrainingConfig
+    model: TRDiT
+    encode: Callable[[Sequence[str]], EncodedText]
+    batches: Callable[[int], Iterator[TrainingBatch]]
+    validation: Sequence[TrainingBatch]
+    start: Start
+    settings: str
+    device: torch.device
+
+
+def train(run: Run) -> bool:
+    """Train until ``config.steps``; returns False when SIGTERM ended it early, after saving.
+
+    Must be called by every process of the group that `engine.start_processes` joined.
+
+    Raises:
+        ValueError: a batch size that cannot be dealt out, too many skipped steps in a row.
+        OSError: the last checkpoint could not be written.
+    """
+    return Trainer(run).run_to_end()
+
+
+class Window:
+    """What has happened since the last line of metrics, on this process."""
+
+    def __init__(self) -> None:
+        self.started = time.monotonic()
+        self.steps = 0
+        self.sums_2T = torch.zeros(2, NUM_TIME_BINS, dtype=torch.float64)
+        self.gradient_norm: float | None = None
+        self.seconds = {"data": 0.0, "text": 0.0}
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Count the host's time in the block as spent on ``part``."""
+        started = time.monotonic()
+        yield
+        self.seconds[part] += time.monotonic() - started
+
+
+class Trainer:
+    """One process of a run."""
+
+    def __init__(self, run: Run) -> None:
+        """Set up and load."""
+        self.run, self.config = run, run.config
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self.accumulation = run.config.accumulation(self.world_size)
+        self.checkpoints = run.folder / "checkpoints"
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        self.objective = FlowMatching(
+            run.config.seed,
+            run.config.gamma,
+            run.config.timestep,
+            run.model.config.patch_size,
+
+        )
+        self._load(run.start)
+        self.stop_requested = False
+        self.skipped_in_a_row = 0
+        self.reporter: Reporter | None = None
+
+    def run_to_end(self) -> bool:
+        """See `train`."""
+        previous = signal.signal(signal.SIGTERM, self._request_stop)
+        try:
+            self._report_start()
+            finished = self._steps()
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+            if self.reporter is not None:
+                self.reporter.close()
+        return finished
+
+    # Load
+
+    def _load(self, start: Start) -> None:
+        self.step, self.skipped = start.step, start.skipped
+        if start.weights is not None:
+            load_weights(self.run.model, dict(start.weights), start.source)
+        network = TextConditioned(self.run.model)
+        self.engine = Engine(network, self.run.model, self.config, self.world_size)
+        self.ema = EMA(self.engine.masters, start.ema_updates)
+        if start.ema is not None:
+            self.engine.scatter(self.ema.averages, start.ema)
+        if start.moments is not None:
+            for kind in MOMENTS:
+                self.engine.scatter(self.engine.moments(kind), start.moments[kind])
+            self.engine.set_optimizer_steps(start.optimizer_steps)
+
+    # Report
+
+    def _report_start(self) -> None:
+        if self.rank > 0:
+            return
+        settings_file = self.run.folder / "config.yaml"
+        settings_file.write_text(self.run.settings)
+        checkpoint.remove_leftovers(self.checkpoints)
+        self.reporter = Reporter(
+            self.run.folder, self.step, self.config.wandb, self.run.name, self.config.model_dump()
+        )
+        millions = sum(p.numel() for p in self.engine.parameters.values()) / 1e6
+        logger.info(
+            "%s: %s step %d of %d; %.1fM parameters, ZeRO %d, %s, %d process(es) x %d x %d samples",
+            self.run.name,
+            "going on from" if self.step else "starting at",
+            self.step,
+            self.config.steps,
+            millions,
+            self.config.zero_stage,
+            self.config.precision,
+            self.world_size,
+            self.accumulation,
+            self.config.micro_batch,
+        )
+
+    # Step
+
+    def _steps(self) -> bool:
+        batches = iter(()) if self.step >= self.config.steps else self.run.batches(self.step)
+        window = Window()
+        last_saved = self.step
+        with self._progress() as bar:
+            while self.step < self.config.steps:
+                self._train_step(batches, window)
+                self.step += 1
+                at_end = self.step == self.config.steps
+                if self.step % self.config.log_every == 0 or at_end:
+                    self._log(window, bar)
+                    window = Window()
+                if self.step % self.config.validate_every == 0 or at_end:
+                    self._validate()
+                if self.step % self.config.checkpoint_every == 0 or at_end or self.stop_requested:
+                    last_saved = self.step if self._save() else last_saved
+                if self.stop_requested:
+                    break
+        if last_saved < self.step:
+            raise OSError(f"{self.checkpoints}: the last checkpoint could not be written")
+        return self.step >= self.config.steps
+
+    def _train_step(self, batches: Iterator[TrainingBatch], window: Window) -> None:
+        """One optimizer step: ``accumulation`` micro-batches, update, EMA."""
+        sums = LossSums(self.run.device)
+        learning_rate = self.config.learning_rate_at(self.step)
+        keys: list[str] = []
+        for _ in range(self.accumulation):
+            with window.timed("data"):
+                batch = next(batches)
+            assert batch.step == self.step, f"batch of step {batch.step} at step {self.step}"
+            batch = self._to_device(batch)
+            with window.timed("text"):
+                text = self.run.encode(batch.captions)
+            losses = self.objective.training_loss(
+                self.engine.network, batch, text.states, text.mask
+            )
+            sums.add(losses.loss_B, losses.timestep_B)
+            self.engine.backward(losses.loss_B.mean())
+            self.engine.step(learning_rate)
+            keys += batch.keys
+        if self.engine.was_applied:
+            self.ema.update(self.config.ema_decay)
+            self.skipped_in_a_row = 0
+            window.gradient_norm = self.engine.gradient_norm
+            window.sums_2T += self._agree(sums.sums_2T)
+        else:
+            self._agree(sums.sums_2T)
+            self._account_for_skipped(keys)
+        window.steps += 1
+
+    def _agree(self, sums_2T: Tensor) -> Tensor:
+        """Sum the losses over ranks; the same message tells all ranks to stop if one was asked."""
+        wish = torch.tensor([float(self.stop_requested)], dtype=torch.float64)
+        message = torch.cat([sums_2T.flatten(), wish.to(sums_2T.device)])
+        dist.all_reduce(message)
+        message = message.cpu()
+        self.stop_requested = bool(message[-1] > 0)
+        return message[:-1].reshape(2, NUM_TIME_BINS)
+
+    def _account_for_skipped(self, keys: Sequence[str]) -> None:
+        """Write out the step's sample keys; stop after too many skipped steps in a row."""
+        self.skipped += 1
+        self.skipped_in_a_row += 1
+        file = self.run.folder / f"skipped-rank{self.rank}.jsonl"
+        with file.open("a") as lines:
+            lines.write(json.dumps({"step": self.step, "keys": list(keys)}) + "\n")
+        if self.rank == 0:
+            logger.warning("step %d skipped: gradient not finite; keys in %s", self.step, file)
+        if self.skipped_in_a_row >= self.config.max_skipped_in_a_row:
+            raise ValueError(
+                f"{self.skipped_in_a_row} steps in a row had gradients that are not finite; look "
+                f"at the samples in {file}, or go on from a checkpoint with a lower learning_rate"
+            )
+
+    def _to_device(self, batch: TrainingBatch) -> TrainingBatch:
+        device = self.run.device
+        return replace(
+            batch,
+            moments=batch.moments.to(device, non_blocking=True),
+            sample_ids=batch.sample_ids.to(device, non_blocking=True),
+        )
+
+    # Log
+
+    def _log(self, window: Window, bar: Progress | None) -> None:
+        """On rank 0: write a line of metrics and move the progress line on."""
+        if self.reporter is None or bar is None:
+            return
+        seconds = time.monotonic() - window.started
+        loss, by_time = mean_losses(window.sums_2T)
+        rate = window.steps * self.config.global_batch / seconds
+        self.reporter.write(
+            {
+                "step": self.step,
+                "loss": loss,
+                "loss_by_time": by_time,
+                "gradient_norm": window.gradient_norm,
+                "learning_rate": self.config.learning_rate_at(self.step - 1),
+                "images_per_second": rate,
+                "data_share": window.seconds["data"] / seconds,
+                "text_share": window.seconds["text"] / seconds,
+                "samples_seen": self.step * self.config.global_batch,
+                "skipped": self.skipped,
+                "memory_gb": _memory_gb(self.run.device),
+            }
+        )
+        bar.update(window.steps, {"loss": loss, "images/s": rate})
+
+    def _progress(self) -> AbstractContextManager[Progress | None]:
+        if self.rank == 0:
+            return progress(self.run.name, self.config.steps, "step", initial=self.step)
+        return nullcontext()
+
+    def _validate(self) -> None:
+        """Dense loss of the raw weights at eight times on the held-out batches."""
+        if not self.run.validation:
+            return
+        self.engine.network.eval()
+        sums = LossSums(self.run.device)
+        for batch in self.run.validation:
+            batch = self._to_device(batch)
+            text = self.run.encode(batch.captions)
+            for timestep in VALIDATION_TIMES:
+                losses = self.objective.validation_loss(
+                    self.engine.network, batch, text.states, text.mask, timestep
+                )
+                sums.add(losses.loss_B, losses.timestep_B)
+        self.engine.network.train()
+        dist.all_reduce(sums.sums_2T)
+        loss, by_time = mean_losses(sums.sums_2T)
+        if self.reporter is not None:
+            self.reporter.write(
+                {"step": self.step, "validation_loss": loss, "validation_by_time": by_time}
+            )
+            logger.info("%s: step %d, validation loss %.4f", self.run.name, self.step, loss)
+
+    # Save
+
+    def _save(self) -> bool:
+        """Write a checkpoint; False, with a logged reason, when the disk refused."""
+        temporary = checkpoint.temporary_folder(self.checkpoints, self.step)
+        if self.rank == 0:
+            temporary.mkdir(parents=True, exist_ok=True)
+        dist.barrier()
+        problem = self._agree_on_problem(self._write_tensors, temporary)
+        if problem is None:
+            problem = self._agree_on_problem(self._commit, temporary)
+        if problem is not None and self.rank == 0:
+            logger.error("checkpoint of step %d not written: %s", self.step, problem)
+            shutil.rmtree(temporary, ignore_errors=True)
+        dist.barrier()
+        return problem is None
+
+    def _write_tensors(self, temporary: Path) -> None:
+        """Every rank joins in gathering each kind of tensor; one rank keeps and writes it."""
+        partitions = {
+            "weights": self.engine.masters,
+            "ema": self.ema.averages,
+            **{kind: self.engine.moments(kind) for kind in MOMENTS},
+        }
+        assert set(partitions) == set(checkpoint.TENSOR_KINDS)
+        mine: dict[str, dict[str, Tensor]] = {}
+        for number, (kind, flats) in enumerate(partitions.items()):
+            is_mine = number % self.world_size == self.rank
+            gathered = {n: t.cpu() for n, t in self.engine.gather(flats) if is_mine}
+            if is_mine:
+                mine[kind] = gathered
+        for kind, tensors in mine.items():
+            checkpoint.write_tensors(temporary, kind, tensors)
+
+    def _commit(self, temporary: Path) -> None:
+        if self.rank == 0:
+            state = TrainingState(
+                self.step, self.engine.optimizer_steps, self.ema.updates, self.skipped
+            )
+            checkpoint.commit(temporary, state, self.run.settings, self.config.keep_checkpoints)
+
+    def _agree_on_problem(self, action: Callable[[Path], None], folder: Path) -> str | None:
+        """Run ``action`` on every rank; the first OS error of any rank, known to all, or None."""
+        problem = None
+        try:
+            action(folder)
+        except OSError as error:
+            problem = str(error)
+        problems: list[str | None] = [None] * self.world_size
+        dist.all_gather_object(problems, problem)
+        return next((text for text in problems if text is not None), None)
+
+    def _request_stop(self, *_: object) -> None:
+        self.stop_requested = True
+
+
+def find_checkpoint(run_folder: Path) -> Checkpoint | None:
+    """The newest checkpoint of a run that verifies; rank 0 looks, all ranks take its choice."""
+    chosen: list[Path | None] = [None]
+    if dist.get_rank() == 0:
+        found = checkpoint.newest_checkpoint(run_folder / "checkpoints")
+        chosen = [found.path if found else None]
+    dist.broadcast_object_list(chosen, src=0)
+    return checkpoint.open_checkpoint(chosen[0]) if chosen[0] else None
+
+
+def resume(saved: Checkpoint) -> Start:
+    """Go on with the run that wrote ``saved``."""
+    state = saved.state
+    start = start_new_run(saved, with_moments=True)
+    return replace(start, step=state.step, skipped=state.skipped)
+
+
+def start_new_run(saved: Checkpoint, with_moments: bool) -> Start:
+    """Start another run with the weights, the EMA and perhaps the optimizer of ``saved``."""
+    return Start(
+        source=str(saved.path),
+        weights=saved.tensors("weights"),
+        ema=saved.tensors("ema"),
+        moments={kind: saved.tensors(kind) for kind in MOMENTS} if with_moments else None,
+        optimizer_steps=saved.state.optimizer_steps if with_moments else 0,
+        ema_updates=saved.state.ema_updates,
+    )
+
+
+def _memory_gb(device: torch.device) -> float:
+    """Peak memory of this process so far: of the GPU, or resident on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kilobytes * 1024 / 1e9

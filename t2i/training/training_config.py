@@ -1,0 +1,83 @@
+"""Settings of a training run; no torch here. Every progress-dependent value is a function of the step."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from t2i.config import Section
+from t2i.flow import TimestepConfig
+
+
+class TrainingConfig(Section):
+    """How a model is trained. The defaults are the paper's TR-DiT-2.5B (SG Table A1)."""
+
+    steps: int = Field(default=400_000, ge=1, description="optimizer steps of the run")
+    seed: int = 0
+
+    # Optimizer: AdamW, constant rate after a linear warm-up.
+    learning_rate: float = Field(default=5e-5, gt=0)
+    warmup_steps: int = Field(default=1_000, ge=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = Field(default=0.0, ge=0)
+    gradient_clipping: float = Field(default=1.0, gt=0)
+    ema_decay: float = Field(default=0.9999, ge=0, lt=1, description="limit; see ema.decay_at")
+
+    # Batch: global_batch = micro_batch x gradient accumulation x processes.
+    global_batch: int = Field(default=3_072, ge=1)
+    micro_batch: int = Field(default=32, ge=1, description="samples of one forward of one process")
+
+    # Objective: flow matching on routed tokens.
+    gamma: float = Field(default=0.5, ge=0, lt=1, description="fraction of tokens that skip")
+    timestep: TimestepConfig = TimestepConfig()
+
+    # Engine.
+    zero_stage: Literal[1, 2, 3] = 2
+    precision: Literal["bf16", "fp32"] = "bf16"
+    timeout_minutes: float = Field(default=30, gt=0, description="a hung collective ends the run")
+
+    # Saving and seeing.
+    checkpoint_every: int = Field(default=1_000, ge=1)
+    keep_checkpoints: int = Field(default=3, ge=1)
+    log_every: int = Field(default=10, ge=1)
+    validate_every: int = Field(default=1_000, ge=1)
+    max_skipped_in_a_row: int = Field(default=20, ge=1)
+    wandb: Literal["off", "offline", "online"] = "off"
+
+    @model_validator(mode="after")
+    def _micro_batch_divides_global_batch(self) -> TrainingConfig:
+        if self.global_batch % self.micro_batch:
+            raise ValueError(
+                f"global_batch {self.global_batch} is not a multiple of micro_batch {self.micro_batch}"
+            )
+        return self
+
+    def accumulation(self, world_size: int) -> int:
+        """Micro-batches per step and process.
+
+        Raises:
+            ValueError: the global batch cannot be dealt out evenly.
+        """
+        together = self.micro_batch * world_size
+        if self.global_batch % together:
+            raise ValueError(
+                f"t2i.training: global_batch {self.global_batch} is not a multiple of micro_batch "
+                f"{self.micro_batch} x {world_size} processes; choose e.g. micro_batch "
+                f"{largest_divisor(self.global_batch // world_size, self.micro_batch)}"
+                if self.global_batch % world_size == 0
+                else f"t2i.training.global_batch {self.global_batch} cannot be divided among "
+                f"{world_size} processes"
+            )
+        return self.global_batch // together
+
+    def learning_rate_at(self, step: int) -> float:
+        """Learning rate of step ``step`` (from 0): linear warm-up, then constant."""
+        if self.warmup_steps == 0:
+            return self.learning_rate
+        return self.learning_rate * min(1.0, (step + 1) / self.warmup_steps)
+
+
+def largest_divisor(number: int, at_most: int) -> int:
+    """Largest divisor of ``number`` that is at most ``at_most``."""
+    return max(d for d in range(1, at_most + 1) if number % d == 0)
