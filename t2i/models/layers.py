@@ -55,11 +55,16 @@ class Linear(nn.Linear):
         nn.init.normal_(self.weight, std=0.0 if self.zero else self.in_features**-0.5)
 
 
-class RMSNorm(nn.RMSNorm):
+class RMSNorm(nn.Module):
     """RMSNorm with a learned weight (D,)."""
 
     def __init__(self, width: int) -> None:
-        super().__init__(width, eps=NORM_EPSILON)
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The shape and dtype of `x`, also under autocast."""
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), NORM_EPSILON)
 
 
 class SelfAttention(nn.Module):
@@ -81,8 +86,10 @@ class SelfAttention(nn.Module):
         # queries and keys turn together: the new dimension is theirs
         together = Rotation(rotation.cos.unsqueeze(-3), rotation.sin.unsqueeze(-3))
         query_BTHC, key_BTHC = rotate(qk_BT2HC, together).unbind(2)
-        heads = (x.transpose(1, 2) for x in (query_BTHC, key_BTHC, value_BTHC))
-        return self.out(attend(*heads, mask).transpose(1, 2).flatten(2))
+        mixed_BHTC = attend(
+            query_BTHC.transpose(1, 2), key_BTHC.transpose(1, 2), value_BTHC.transpose(1, 2), mask
+        )
+        return self.out(mixed_BHTC.transpose(1, 2).flatten(2))
 
 
 class CrossAttention(nn.Module):

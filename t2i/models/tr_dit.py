@@ -121,6 +121,10 @@ class Block(nn.Module):
         fed = self.ffn(modulate(rms_norm(x_BTD), shift2, scale2))
         return torch.addcmul(x_BTD, gate2, fed)
 
+    def project_text(self, text_BLD: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of refined text, each (B, heads, L, head width)."""
+        return self.cross_attention.project_text(text_BLD)
+
 
 class RefinerBlock(nn.Module):
     """A bidirectional transformer layer over text: RMSNorm, attention with RoPE, SwiGLU."""
@@ -185,7 +189,8 @@ class TRDiT(nn.Module):
         self.patch = Linear(config.in_channels * config.patch_size**2, config.width)
         self.time = TimeEmbedding(config.width)
         self.refiner = TextRefiner(config)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        blocks = [Block(config) for _ in range(config.num_layers)]
+        self.blocks: list[Block] = nn.ModuleList(blocks)  # type: ignore[assignment]
         self.head = Head(config)
 
     @classmethod
@@ -202,7 +207,7 @@ class TRDiT(nn.Module):
         """
         mask_B11L = mask_BL[:, None, None, :]
         text_BLD = self.refiner(text_BLE, mask_B11L)
-        keys_values = tuple(block.cross_attention.project_text(text_BLD) for block in self.blocks)
+        keys_values = tuple(block.project_text(text_BLD) for block in self.blocks)
         return TextContext(keys_values, mask_B11L)
 
     def forward(

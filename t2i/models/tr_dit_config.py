@@ -71,7 +71,7 @@ def resolve_routes(
     Raises:
         ValueError: a layer that does not exist, an empty route, or routes that overlap.
     """
-    resolved = []
+    resolved: list[tuple[int, int]] = []
     for start, end in routes:
         if not (-num_layers <= start < num_layers and -num_layers <= end < num_layers):
             raise ValueError(
