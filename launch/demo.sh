@@ -2,22 +2,29 @@
 # The whole system in miniature, on a laptop: web images -> captions -> latents -> training ->
 # guided samples -> outputs/demo/report.html. Run again, it goes on where it stopped.
 #
-#   bash launch/demo.sh            run or resume
-#   bash launch/demo.sh --fresh    delete outputs/demo and start over
+#   bash launch/demo.sh                  run or resume
+#   bash launch/demo.sh --fresh          delete outputs/demo and start over
+#   bash launch/demo.sh --config FILE    another size; the file's `root:` is the output folder
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-case "${1:-}" in
-    "") ;;
-    --fresh) rm -rf outputs/demo ;;
-    *) sed -n '2,6s/^# \{0,1\}//p' "$0"; exit 2 ;;
-esac
+config=configs/demo.yaml
+fresh=
+while [ $# -gt 0 ]; do
+    case "$1" in
+        --fresh) fresh=yes ;;
+        --config) config=${2:?--config needs a file}; shift ;;
+        *) sed -n '2,7s/^# \{0,1\}//p' "$0"; exit 2 ;;
+    esac
+    shift
+done
+out=$(sed -n 's/^root: *//p' "$config")
+[ -n "$out" ] || { echo "error: $config has no line 'root: FOLDER'" >&2; exit 2; }
+[ -z "$fresh" ] || rm -rf "$out"
 
 source launch/setup.sh
-
-out=outputs/demo
-config=configs/demo.yaml
 source launch/steps.sh
+
 export RAY_AUTH_MODE=disabled RAY_USAGE_STATS_ENABLED=0 HF_HUB_OFFLINE=1
 
 if [ -e "$out/done/report" ]; then
@@ -26,26 +33,25 @@ if [ -e "$out/done/report" ]; then
 fi
 
 ray_started=
-clean_up() {
-    stop_server
+stop_ray() {
     [ -z "$ray_started" ] || ray stop --force >/dev/null 2>&1 || true
+    ray_started=
 }
-trap clean_up EXIT
+trap 'stop_server; stop_ray' EXIT
 
 step shapes python -m data_pipeline.sources.shapes --config "$config"
 
 download_from_shapes_world "$config"
 
-if [ ! -e "$out/done/recaption" ]; then
-    ray stop --force >/dev/null 2>&1 || true
+# A Ray cluster that is up already is used and left alone.
+if [ ! -e "$out/done/recaption" ] && ! ray status >/dev/null 2>&1; then
     echo '$ ray start --head'
+    ray_started=yes
     ray start --head --disable-usage-stats --num-cpus 2 >"$out/logs/ray.log" 2>&1 \
         || { cat "$out/logs/ray.log"; exit 1; }
-    ray_started=yes
 fi
 step recaption ray job submit -- recaption --config "$config"
-[ -z "$ray_started" ] || ray stop --force >/dev/null 2>&1 || true
-ray_started=
+stop_ray
 
 step filter python -m data_pipeline.filter --config "$config"
 step latents python -m data_pipeline.latents --config "$config"
