@@ -107,7 +107,9 @@ def evaluations(guidance: Guidance, fraction: float) -> tuple[Evaluation, ...]:
     for branch in guidance.branches:
         gamma = branch.gamma(fraction)
         if not 0 <= gamma < 1:
-            raise ValueError(f"{guidance}: gamma is {gamma:g} at step fraction {fraction:g}, must be in [0, 1)")
+            raise ValueError(
+                f"{guidance}: gamma is {gamma:g} at step fraction {fraction:g}, must be in [0, 1)"
+            )
         draw = branch.draw if gamma else ""  # a dense branch draws nothing
         result.append(Evaluation(branch.condition, gamma, draw, branch.network))
     return tuple(result)

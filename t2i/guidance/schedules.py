@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated, Literal, get_args
 
 from pydantic import BeforeValidator, PlainSerializer
@@ -41,7 +42,7 @@ class Schedule:
             return first[1]
         if fraction >= last[0]:
             return last[1]
-        for (left, start), (right, end) in zip(self.points, self.points[1:], strict=False):
+        for (left, start), (right, end) in pairwise(self.points):
             if fraction < right:
                 weight = (fraction - left) / (right - left)
                 return start + self._ease(weight) * (end - start)
@@ -62,7 +63,9 @@ class Schedule:
         """The text form."""
         if self.kind == "constant":
             return f"{self.points[0][1]:g}"
-        return ":".join([self.kind, *(f"{fraction:g}={value:g}" for fraction, value in self.points)])
+        return ":".join(
+            [self.kind, *(f"{fraction:g}={value:g}" for fraction, value in self.points)]
+        )
 
 
 def constant(value: float) -> Schedule:
@@ -93,7 +96,7 @@ def as_schedule(value: float | str | Schedule) -> Schedule:
             "piecewise:0=1:0.3=2.5 (kind, then values over the steps)"
         ) from None
     fractions = [fraction for fraction, _ in points]
-    if any(left >= right for left, right in zip(fractions, fractions[1:], strict=False)):
+    if any(left >= right for left, right in pairwise(fractions)):
         raise ValueError(f"{value!r}: step fractions must ascend, got {fractions}")
     if fractions[0] < 0 or fractions[-1] > 1:
         raise ValueError(f"{value!r}: step fractions must lie in [0, 1], got {fractions}")

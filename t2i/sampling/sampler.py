@@ -7,19 +7,20 @@ keep equally many tokens run as one batch.
 
 All draws of an image come from its own seed: it never depends on the batch around it.
 
-Shape suffixes: B images, C latent channels, H x W latents, L text tokens, E text width, K kept
-tokens, D width.
+Shape suffixes: B images, C latent channels, H x W latents, K kept tokens, T tokens, D width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from t2i import rng
+from t2i.encoders.text import TextStates
 from t2i.guidance.branches import Condition, Evaluation, Guidance, batches, evaluations, plan
 from t2i.models.routing import draw_keep_ids, num_kept
 from t2i.models.tr_dit import Hidden, TextContext, TRDiT, concatenate_text
@@ -30,11 +31,11 @@ RUN_SEED = 0
 
 
 @dataclass(frozen=True)
-class EncodedText:
-    """Hidden states (B, L, E) of the frozen text encoder and their mask (B, L), False = padding."""
+class ConditionText:
+    """One condition of B images: P distinct captions, and which of them each image has."""
 
-    states_BLE: Tensor
-    mask_BL: Tensor
+    states: TextStates
+    rows_B: Tensor
 
 
 class GuidedField:
@@ -43,7 +44,7 @@ class GuidedField:
     def __init__(
         self,
         networks: Mapping[str, TRDiT],
-        texts: Mapping[Condition, EncodedText],
+        texts: Mapping[Condition, ConditionText],
         guidance: Guidance,
         seeds_B: Tensor,
         num_steps: int,
@@ -69,7 +70,7 @@ class GuidedField:
         self.seeds_B = seeds_B
         self.num_steps = num_steps
         self.combine = guidance.new_combine() if guidance.new_combine else None
-        self.prepared = {
+        self.prepared: dict[tuple[str, Condition], TextContext] = {
             (branch.network, branch.condition): prepare(
                 networks[branch.network], texts[branch.condition]
             )
@@ -93,7 +94,7 @@ class GuidedField:
         self, wanted: Sequence[Evaluation], x_BCHW: Tensor, timestep: float, step: int
     ) -> dict[Evaluation, Tensor]:
         """The float32 velocity (B, C, H, W) of each of some distinct evaluations."""
-        velocities = {}
+        velocities: dict[Evaluation, Tensor] = {}
         for name, network in self.networks.items():
             own = [evaluation for evaluation in wanted if evaluation.network == name]
             if not own:
@@ -101,7 +102,7 @@ class GuidedField:
             num_tokens = x_BCHW[0, 0].numel() // network.config.patch_size**2
             conditions = tuple(dict.fromkeys(evaluation.condition for evaluation in own))
             hidden = self._before_route(name, conditions, x_BCHW, timestep)
-            for batch in batches(own, lambda gamma, count=num_tokens: num_kept(count, gamma)):
+            for batch in batches(own, partial(num_kept, num_tokens)):
                 together = self._from_route(name, conditions, hidden, batch, num_tokens, step)
                 velocities.update(zip(batch, together.float().chunk(len(batch)), strict=True))
         return velocities
@@ -165,12 +166,14 @@ class GuidedField:
         return self.joined[key]
 
 
-def prepare(network: TRDiT, text: EncodedText) -> TextContext:
-    """Refined text, keys and values of all blocks."""
-    return network.prepare_text(text.states_BLE, text.mask_BL)
+def prepare(network: TRDiT, text: ConditionText) -> TextContext:
+    """Refined text, keys and values of all blocks: computed per caption, then one row per image."""
+    return network.prepare_text(text.states.states, text.states.mask).select(text.rows_B)
 
 
-def weighted_sum(weights: Mapping[Evaluation, float], values: Mapping[Evaluation, Tensor]) -> Tensor:
+def weighted_sum(
+    weights: Mapping[Evaluation, float], values: Mapping[Evaluation, Tensor]
+) -> Tensor:
     """The sum of weight times value, in float32."""
     first, *others = weights
     total = weights[first] * values[first]
@@ -182,7 +185,7 @@ def weighted_sum(weights: Mapping[Evaluation, float], values: Mapping[Evaluation
 @torch.inference_mode()
 def sample_latents(
     networks: Mapping[str, TRDiT],
-    texts: Mapping[Condition, EncodedText],
+    texts: Mapping[Condition, ConditionText],
     guidance: Guidance,
     seeds: Sequence[int],
     latent_shape: tuple[int, int, int],

@@ -35,7 +35,9 @@ class SamplingConfig(Section):
     steps: int = Field(50, ge=1)
     solver: SolverName = "euler"
     shift: float = Field(1.0, gt=0, description="> 1 spends more steps on noise, see t2i.flow")
-    size: tuple[int, int] = Field((128, 128), description="height and width in pixels")
+    size: tuple[int, int] | None = Field(
+        None, description="height and width in pixels; none = the size the pipeline is made for"
+    )
     seed: int = Field(0, ge=0, description="image number i of a run has the seed seed + i")
     images_per_prompt: int = Field(1, ge=1)
     batch_size: int = Field(16, ge=1)

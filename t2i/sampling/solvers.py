@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -67,7 +68,7 @@ def integrate(
     if solver not in SOLVERS:
         raise ValueError(f"unknown solver {solver!r}; valid: {' '.join(SOLVERS)}")
     x = noise
-    for step, (time, next_time) in enumerate(zip(times, times[1:], strict=False)):
+    for step, (time, next_time) in enumerate(pairwise(times)):
         x = SOLVERS[solver](field, x, time, next_time, step)
         if on_step is not None:
             x = on_step(step, next_time, x)

@@ -1,0 +1,225 @@
+"""Make a pipeline folder of a training run: the newest checkpoint that verifies.
+
+    python -m t2i.export
+    python -m t2i.export --run outputs/nano/runs/stage2 --output outputs/nano/export
+    python -m t2i.export --weights weights --dtype bfloat16
+
+The folder holds model_index.json, transformer/ (config.json, safetensors), vae/, text_encoder/
+and a model card. Run again, the command does nothing unless the run has gone on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import yaml
+from pydantic import Field
+
+from t2i.config import Section, add_config_arguments, config_from_args, describe_config, section
+from t2i.console import get_logger, run_command
+from t2i.encoders.text_config import TextEncoderConfig
+from t2i.encoders.vae_config import VAEConfig
+from t2i.models.tr_dit_config import TRDiTConfig
+
+if TYPE_CHECKING:
+    from t2i.training.checkpoint import Checkpoint
+
+LOG = get_logger("export")
+SOURCE_NAME = "export.json"
+
+
+class ExportConfig(Section):
+    """From which run to which pipeline folder."""
+
+    run: str = Field("outputs/nano/runs/stage2", description="a training run's folder")
+    output: str = Field("outputs/nano/export", description="the pipeline folder to make")
+    weights: Literal["ema", "weights"] = Field("ema", description="which of a checkpoint to take")
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    size: tuple[int, int] = Field((128, 128), description="height and width the model is made for")
+    encoders: Literal["copy", "reference"] = Field(
+        "copy", description="VAE and text encoder: copy their folders, or only name them"
+    )
+
+
+class Config(Section):
+    export: ExportConfig = section("t2i.export")
+    vae: VAEConfig = section("t2i.encoders.vae")
+    text: TextEncoderConfig = section("t2i.encoders.text")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m t2i.export",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--run", metavar="DIR", help="training run (default: the config's)")
+    parser.add_argument("--output", metavar="DIR", help="pipeline folder to make")
+    parser.add_argument("--weights", choices=("ema", "weights"), help="default: ema")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--encoders", choices=("copy", "reference"), help="default: copy")
+    add_config_arguments(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    config = config_from_args(args, Config)
+    flags = {key: getattr(args, key) for key in ("run", "output", "weights", "dtype", "encoders")}
+    given = {key: value for key, value in flags.items() if value is not None}
+    config = config.model_copy(update={"export": config.export.model_copy(update=given)})
+    LOG.info(describe_config(args))
+
+    from t2i.training.checkpoint import newest_checkpoint
+
+    run, output = Path(config.export.run), Path(config.export.output)
+    checkpoint = newest_checkpoint(run / "checkpoints")
+    if checkpoint is None:
+        raise FileNotFoundError(
+            f"{run}: no checkpoint that verifies; train first: deepspeed launch/train_t2i.py --stage 2"
+        )
+    source = describe_source(checkpoint, config.export)
+    if read_source(output) == source:
+        LOG.info("%s is already made of %s", output, checkpoint.path)
+        return 0
+    if output.exists() and read_source(output) is None and any(output.iterdir()):
+        raise ValueError(
+            f"{output}: not empty and not made by this command; choose another --output"
+        )
+    temporary = output.with_name(f"{output.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    export(checkpoint, config, source, temporary)
+    shutil.rmtree(output, ignore_errors=True)
+    temporary.rename(output)
+    LOG.info(
+        "%s -> %s (%s, %s)", checkpoint.path, output, config.export.weights, config.export.dtype
+    )
+    return 0
+
+
+def export(checkpoint: Checkpoint, config: Config, source: dict[str, Any], folder: Path) -> None:
+    """Fill a new folder with the pipeline of a checkpoint.
+
+    Raises:
+        ValueError: the checkpoint's weights do not fit the model of its config; names them.
+    """
+    import torch
+
+    from t2i.encoders.vae import DTYPES
+    from t2i.models.tr_dit import TRDiT, load_weights, save_transformer
+    from t2i.pipeline import copy_component, write_index
+
+    trained = yaml.safe_load((checkpoint.path / "config.yaml").read_text())
+    model_config = TRDiTConfig.model_validate(trained["t2i"]["models"]["tr_dit"])
+    with torch.device("meta"):
+        model = TRDiT.from_config(model_config)
+    tensors = checkpoint.tensors(config.export.weights)
+    weights = {name: tensors[name].to(DTYPES[config.export.dtype]) for name in tensors}
+    load_weights(model, weights, f"{checkpoint.path}/{config.export.weights}.safetensors")
+    save_transformer(model, folder / "transformer")
+
+    vae, text = config.vae, config.text
+    if config.export.encoders == "copy":
+        vae = copy_component(vae, folder, "vae")
+        text = copy_component(text, folder, "text_encoder")
+    write_index(folder, named(vae, folder), named(text, folder), config.export.size)
+    num_parameters = sum(weight.numel() for weight in weights.values())
+    (folder / "README.md").write_text(model_card(checkpoint, config, trained, num_parameters))
+    (folder / SOURCE_NAME).write_text(json.dumps(source, indent=2) + "\n")
+
+
+def named(config: Any, folder: Path) -> Any:
+    """A component's config whose path holds wherever the command is run: absolute, if on disk."""
+    path = Path(config.path)
+    if (folder / path).is_dir() and not path.is_absolute():
+        return config
+    return config.model_copy(update={"path": str(path.resolve())}) if path.is_dir() else config
+
+
+def describe_source(checkpoint: Checkpoint, config: ExportConfig) -> dict[str, Any]:
+    """What an export is made of: equal descriptions give equal folders."""
+    manifest = json.loads((checkpoint.path / "manifest.json").read_text())
+    return {
+        "checkpoint": str(checkpoint.path.resolve()),
+        "step": checkpoint.state.step,
+        "sha256": manifest["files"][f"{config.weights}.safetensors"]["sha256"],
+        "weights": config.weights,
+        "dtype": config.dtype,
+        "encoders": config.encoders,
+        "size": list(config.size),
+    }
+
+
+def read_source(folder: Path) -> dict[str, Any] | None:
+    """What an export folder says it is made of, None if it is not one."""
+    path = folder / SOURCE_NAME
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def model_card(
+    checkpoint: Checkpoint, config: Config, trained: dict[str, Any], num_parameters: int
+) -> str:
+    """README.md: what the model is, how it was trained, on what, how well, and how to use it."""
+    training = trained["t2i"].get("training", {})
+    loader = trained.get("data_pipeline", {}).get("loader", {})
+    metrics = last_metrics(Path(config.export.run) / "metrics.jsonl", checkpoint.state.step)
+    height, width = config.export.size
+    rows = {
+        "parameters": f"{num_parameters:,}",
+        "step": f"{checkpoint.state.step:,} ({config.export.weights}, {config.export.dtype})",
+        "images seen": f"{checkpoint.state.step * training.get('global_batch', 0):,}",
+        "resolution": f"{height}x{width}",
+        "VAE": config.vae.path,
+        "text encoder": config.text.path,
+        **{f"last {name}": f"{value:.5g}" for name, value in metrics.items()},
+    }
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    settings = yaml.safe_dump({"loader": loader, **trained["t2i"]}, sort_keys=False)
+    return f"""---
+library_name: sparse-t2i
+pipeline_tag: text-to-image
+license: apache-2.0
+---
+# TR-DiT, exported from {Path(config.export.run).name}
+
+A text-to-image diffusion transformer trained with token routing, for guidance by sparsity.
+
+```python
+from t2i.pipeline import TextToImagePipeline
+
+pipeline = TextToImagePipeline.from_pretrained("{config.export.output}")
+pipeline("a prompt", guidance="sg", guidance_scale=1.8, gamma_strong=0.1, gamma_weak=0.8).images[0]
+```
+
+| | |
+|---|---|
+{table}
+
+Data and settings of the run, as stored in its checkpoint:
+
+```yaml
+{settings}```
+"""
+
+
+def last_metrics(path: Path, step: int) -> dict[str, float]:
+    """The last value of each scalar metric at or before a step; {} without a metrics file."""
+    result: dict[str, float] = {}
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        fields = json.loads(line)
+        if fields.get("step", 0) <= step:
+            result |= {
+                key: value
+                for key, value in fields.items()
+                if "loss" in key and isinstance(value, int | float)
+            }
+    return result
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_command(main))

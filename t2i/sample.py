@@ -1,0 +1,279 @@
+"""Make images from prompts: guided sampling of a pipeline folder.
+
+    python -m t2i.sample --sg 0.1,0.8 --omega 1.8
+    python -m t2i.sample --guidance cfg --omega 2.5 --prompt "a red circle on a black background."
+    python -m t2i.sample --guidance none --prompts prompts.txt --images-per-prompt 4 --output out
+    python -m t2i.sample --sg 0.1,cosine:0.9:0.5 --solver heun --steps 20
+    python -m t2i.sample --config configs/tr_dit_2b5.yaml --checkpoint export --size 512
+
+Each PNG carries its prompt, seed, guidance and checkpoint hash in its metadata. Run again, the
+command makes only the images that are missing or were made with other settings. Without prompts
+it takes built-in ones of the Shapes world. Under `accelerate launch` the images are shared out
+among the processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from t2i.config import Section, add_config_arguments, config_from_args, describe_config, section
+from t2i.console import get_logger, progress, run_command
+from t2i.encoders.text_config import TextEncoderConfig
+from t2i.encoders.vae_config import VAEConfig
+from t2i.guidance.guidance_config import GuidanceConfig
+from t2i.guidance.methods import METHODS
+from t2i.sampling.sampling_config import SamplingConfig
+
+if TYPE_CHECKING:
+    from t2i.pipeline import TextToImagePipeline
+    from t2i.sampling.image_folder import ImageJob
+
+LOG = get_logger("sample")
+# Flags that are named as the fields of the two settings classes.
+SAMPLING_FLAGS = set(SamplingConfig.model_fields)
+GUIDANCE_FLAGS = set(GuidanceConfig.model_fields) - {"name", "interval"}
+
+
+class Config(Section):
+    sampling: SamplingConfig = section("t2i.sampling")
+    guidance: GuidanceConfig = section("t2i.guidance")
+    vae: VAEConfig = section("t2i.encoders.vae")
+    text: TextEncoderConfig = section("t2i.encoders.text")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m t2i.sample",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    guidance = parser.add_argument_group(
+        "guidance",
+        "Numbers may be schedules over the steps: linear:0.6:0, cosine:0.6:0, piecewise:0=1:0.3=2.5",
+    )
+    guidance.add_argument(
+        "--guidance", metavar="NAME", help=f"one of: {' '.join(METHODS)} (default: the config's)"
+    )
+    guidance.add_argument(
+        "--sg", metavar="S,W", help="short for --guidance sg --gamma-strong S --gamma-weak W"
+    )
+    guidance.add_argument("--omega", metavar="W", help="guidance scale; 1 means no guidance")
+    guidance.add_argument(
+        "--gamma-strong", metavar="G", help="share of tokens the strong branch drops, in [0, 1)"
+    )
+    guidance.add_argument("--gamma-weak", metavar="G", help="the same for the weak branch")
+    guidance.add_argument("--cfg-weight", metavar="W", help="for direct inner compositional ip2p")
+    guidance.add_argument("--sg-weight", metavar="W", help="for direct inner compositional ip2p")
+    guidance.add_argument("--eta", metavar="X", help="for apg: weight of the parallel part")
+    guidance.add_argument("--radius", metavar="X", help="for apg: largest norm of the difference")
+    guidance.add_argument("--momentum", metavar="X", help="for apg: weight of earlier differences")
+    guidance.add_argument("--interval", metavar="LOW,HIGH", help="guide only for t in this range")
+    guidance.add_argument(
+        "--aux", metavar="CHECKPOINT", help="weaker network, for guidance ag and ag+sg"
+    )
+    what = parser.add_argument_group("what to make")
+    what.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="may repeat")
+    what.add_argument(
+        "--prompts", type=Path, metavar="FILE", help='a prompt a line, or .jsonl with "prompt"'
+    )
+    what.add_argument("--images-per-prompt", type=int, metavar="N")
+    what.add_argument("--seed", type=int, metavar="N", help="image number i gets the seed N + i")
+    what.add_argument("--size", metavar="N|HxW", help="height and width in pixels")
+    what.add_argument(
+        "--output", type=Path, metavar="DIR", help="default: <root>/samples/<guidance>"
+    )
+    how = parser.add_argument_group("how")
+    how.add_argument("--checkpoint", metavar="DIR", help="pipeline folder, or a transformer's")
+    how.add_argument("--steps", type=int, metavar="N")
+    how.add_argument("--solver", metavar="NAME", help="euler or heun")
+    how.add_argument("--batch", dest="batch_size", type=int, metavar="N")
+    how.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 ...")
+    how.add_argument("--dtype", metavar="NAME", help="float32, bfloat16 or float16")
+    add_config_arguments(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    config = merge_flags(config_from_args(args, Config), args)
+    LOG.info(describe_config(args))
+
+    from t2i.sampling.image_folder import ImageFolder, plan_images
+
+    guidance, sampling = config.guidance.build(), config.sampling
+    prompts = read_prompts(args.prompt, args.prompts) or builtin_prompts(
+        sampling.num_builtin_prompts
+    )
+    jobs = plan_images(prompts, sampling.images_per_prompt, sampling.seed, settings_of(config))
+    folder = ImageFolder(args.folder or Path(sampling.output) / guidance.name)
+    missing = folder.missing(jobs)
+    LOG.info(
+        "%s, %s steps, %s -> %s: %d images, %d of them done before",
+        *(guidance, sampling.steps, sampling.checkpoint, folder.path),
+        *(len(jobs), len(jobs) - len(missing)),
+    )
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    own = missing[rank::world_size]
+    if own:
+        make_images(load_pipeline(config), own, folder, config)
+    if not folder.missing(jobs):
+        LOG.info("contact sheet: %s", folder.write_contact_sheet(jobs))
+    return 0
+
+
+def merge_flags(config: Config, args: argparse.Namespace) -> Config:
+    """The config with the command's flags in place.
+
+    With another --guidance than the config's, the config's settings of guidance do not apply.
+
+    Raises:
+        ValueError: a flag that does not fit; the message names what is allowed.
+    """
+    given = vars(args) | {"size": read_size(args.size) if args.size else None}
+    given = {key: value for key, value in given.items() if value is not None}
+    sampling = {key: given[key] for key in SAMPLING_FLAGS & given.keys()}
+    guidance = {key: given[key] for key in GUIDANCE_FLAGS & given.keys()}
+    name = args.guidance or ("sg" if args.sg else config.guidance.name)
+    if args.sg:
+        strong, separator, weak = args.sg.partition(",")
+        if name != "sg" or not separator:
+            raise ValueError(
+                f"--sg {args.sg}: expected two numbers such as 0.1,0.8, with guidance sg only"
+            )
+        guidance |= {"gamma_strong": strong, "gamma_weak": weak}
+    if args.interval:
+        guidance["interval"] = args.interval.split(",")
+    before = config.guidance.model_dump() if name == config.guidance.name else {}
+    return config.model_copy(
+        update={
+            "sampling": validated(SamplingConfig, config.sampling.model_dump() | sampling),
+            "guidance": validated(GuidanceConfig, before | guidance | {"name": name}),
+        }
+    )
+
+
+def validated(section_class: type[Section], values: Mapping[str, Any]) -> Section:
+    """A section from values that came from flags; each error on one line."""
+    from pydantic import ValidationError
+
+    try:
+        return section_class.model_validate(values)
+    except ValidationError as error:
+        lines = [
+            " ".join(
+                [*(f"--{part}".replace("_", "-") for part in details["loc"][:1]), details["msg"]]
+            )
+            for details in error.errors()
+        ]
+        raise ValueError("; ".join(lines).replace("Value error, ", "")) from None
+
+
+def read_size(text: str) -> tuple[int, int]:
+    """ "512" -> (512, 512); "512x768" -> height 512, width 768."""
+    parts = text.split("x")
+    if len(parts) > 2 or not all(part.isdecimal() for part in parts):
+        raise ValueError(f"--size {text}: expected pixels such as 512, or height x width: 512x768")
+    return int(parts[0]), int(parts[-1])
+
+
+def read_prompts(prompts: Sequence[str], path: Path | None) -> list[str]:
+    """Prompts of the command line, then those of a file (text, or JSON lines with "prompt").
+
+    Raises:
+        ValueError: a line without a prompt; names file and line.
+    """
+    result = list(prompts)
+    if path is None:
+        return result
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        if not line.strip():
+            continue
+        if path.suffix != ".jsonl":
+            result.append(line.strip())
+            continue
+        try:
+            result.append(str(json.loads(line)["prompt"]))
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f'{path}:{number}: expected a JSON object with "prompt"') from None
+    if not result:
+        raise ValueError(f"{path}: no prompts in it")
+    return result
+
+
+def builtin_prompts(num: int) -> list[str]:
+    """Detailed captions of Shapes scenes, always the same ones."""
+    import numpy as np
+
+    from t2i.shapes import captions, random_scene
+
+    return [captions(random_scene(np.random.default_rng([2, i])))[0] for i in range(num)]
+
+
+def settings_of(config: Config) -> dict[str, str]:
+    """What an image depends on beside its prompt and seed: its metadata."""
+    from t2i.pipeline import checkpoint_hash
+
+    sampling = config.sampling
+    settings = {
+        "guidance": str(config.guidance.build()),
+        "checkpoint": checkpoint_hash(Path(sampling.checkpoint)),
+        "steps": str(sampling.steps),
+        "solver": sampling.solver,
+        "shift": f"{sampling.shift:g}",
+        "size": "x".join(map(str, sampling.size)) if sampling.size else "default",
+        "dtype": sampling.dtype,
+    }
+    if sampling.aux is not None:
+        settings["aux"] = checkpoint_hash(Path(sampling.aux))
+    return settings
+
+
+def load_pipeline(config: Config) -> TextToImagePipeline:
+    """The pipeline folder, or a transformer's folder with the encoders of the config."""
+    import torch
+
+    from t2i.encoders.vae import DTYPES
+    from t2i.pipeline import INDEX_NAME, TextToImagePipeline, load_components
+
+    sampling = config.sampling
+    device = torch.device(sampling.device)
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    checkpoint, dtype = Path(sampling.checkpoint), DTYPES[sampling.dtype]
+    if (checkpoint / INDEX_NAME).is_file():
+        return TextToImagePipeline.from_pretrained(checkpoint, device, dtype, sampling.aux)
+    return load_components(checkpoint, config.vae, config.text, device, dtype, sampling.aux)
+
+
+def make_images(
+    pipeline: TextToImagePipeline, jobs: Sequence[ImageJob], folder: Any, config: Config
+) -> None:
+    """Sample the images batch by batch and write each as soon as it is there."""
+    sampling, guidance = config.sampling, config.guidance.build()
+    height, width = sampling.size or (None, None)
+    with progress("sample", total=len(jobs), unit="images") as bar:
+        for start in range(0, len(jobs), sampling.batch_size):
+            batch = jobs[start : start + sampling.batch_size]
+            output = pipeline(
+                [job.prompt for job in batch],
+                num_inference_steps=sampling.steps,
+                guidance=guidance,
+                seeds=[job.seed for job in batch],
+                height=height,
+                width=width,
+                solver=sampling.solver,
+                shift=sampling.shift,
+                random_prompts=sampling.random_prompts,
+            )
+            for job, image in zip(batch, output.images, strict=True):
+                folder.write(job, image)
+            bar.update(len(batch))
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_command(main))

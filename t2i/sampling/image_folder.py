@@ -1,0 +1,89 @@
+"""A folder of sampled PNGs that knows which images are done: each file's metadata says what made it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
+
+CONTACT_SHEET = "contact_sheet.png"
+CONTACT_SHEET_COLUMNS = 8
+
+
+@dataclass(frozen=True)
+class ImageJob:
+    """An image to make.
+
+    Attributes:
+        name: file name; the same prompt and seed at the same place give the same name.
+        metadata: all that the image depends on, as text.
+    """
+
+    name: str
+    prompt: str
+    seed: int
+    metadata: Mapping[str, str]
+
+
+def plan_images(
+    prompts: Sequence[str], images_per_prompt: int, first_seed: int, settings: Mapping[str, str]
+) -> list[ImageJob]:
+    """All images of a run: image number i, counting through the prompts, has seed first_seed + i."""
+    jobs = []
+    for number in range(len(prompts) * images_per_prompt):
+        prompt, seed = prompts[number // images_per_prompt], first_seed + number
+        words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:40].rstrip("-")
+        digest = hashlib.sha256(f"{seed}/{prompt}".encode()).hexdigest()[:8]
+        metadata = {"prompt": prompt, "seed": str(seed), **settings}
+        jobs.append(ImageJob(f"{number:05d}-{words}-{digest}.png", prompt, seed, metadata))
+    return jobs
+
+
+class ImageFolder:
+    """The folder; made when the first image is written."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def missing(self, jobs: Iterable[ImageJob]) -> list[ImageJob]:
+        """The jobs without a file of exactly their metadata."""
+        return [job for job in jobs if self.metadata(job) != job.metadata]
+
+    def metadata(self, job: ImageJob) -> dict[str, str] | None:
+        """The metadata of the job's file; None when there is no readable file."""
+        try:
+            with Image.open(self.path / job.name) as image:
+                return {str(key): str(value) for key, value in image.info.items()}
+        except (FileNotFoundError, UnidentifiedImageError):
+            return None
+
+    def write(self, job: ImageJob, image: Image.Image) -> None:
+        """Write the PNG with its metadata; it appears whole or not at all."""
+        info = PngInfo()
+        for key, value in job.metadata.items():
+            info.add_itxt(key, value)
+        self._save(image, self.path / job.name, info)
+
+    def write_contact_sheet(self, jobs: Sequence[ImageJob]) -> Path:
+        """Paste all images in order into one picture; returns its path."""
+        images = [Image.open(self.path / job.name).convert("RGB") for job in jobs]
+        columns = min(CONTACT_SHEET_COLUMNS, len(images))
+        width, height = images[0].size
+        sheet = Image.new("RGB", (columns * width, -(-len(images) // columns) * height), "white")
+        for number, image in enumerate(images):
+            sheet.paste(image, (number % columns * width, number // columns * height))
+        self._save(sheet, self.path / CONTACT_SHEET, PngInfo())
+        return self.path / CONTACT_SHEET
+
+    def _save(self, image: Image.Image, path: Path, info: PngInfo) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        # Unlike the final name, the temporary one is not found by *.png.
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        image.save(temporary, format="PNG", pnginfo=info)
+        temporary.replace(path)
