@@ -133,7 +133,7 @@ class RemoteWorker:
             raise error.cause from None
         except RayError as error:
             self.renew()
-            raise WorkerDied(" ".join(str(error).split())[:LAST_WORDS_LENGTH]) from None
+            raise WorkerDied(_last_words(error)) from None
 
 
 def run_on_pool(
@@ -216,6 +216,12 @@ def connect(options: PoolOptions) -> bool:
             logger.info("no Ray cluster is running: starting one on this machine")
     ray.init(address="local", include_dashboard=False, logging_level=logging.WARNING)
     return True
+
+
+def _last_words(error: Exception) -> str:
+    """Ray's account of a death, from where it says how the process ended."""
+    text = " ".join(str(error).split())
+    return text[max(text.find("Worker exit type"), 0) :][:LAST_WORDS_LENGTH]
 
 
 def _shut_down() -> None:
