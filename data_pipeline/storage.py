@@ -16,6 +16,7 @@ import os
 import shutil
 import tempfile
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from t2i.config import Section
 
 SCRATCH = ".incomplete"
 STALE_SECONDS = 24 * 3600.0
+LOCK_PREFIX = "lock-"
+NUM_LOCKS = 64
 
 
 class StorageConfig(Section):
@@ -259,7 +262,8 @@ class S3Storage:
         path = cache / self.bucket / (self.prefix + key)
         if not _touch(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with (self.scratch() / "lock").open("w") as lock:  # one download per machine
+            lock_name = f"{LOCK_PREFIX}{zlib.crc32(str(path).encode()) % NUM_LOCKS}"
+            with (self.scratch() / lock_name).open("w") as lock:  # one download per machine
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 if not _touch(path):
                     self._download(key, path)
@@ -302,7 +306,7 @@ def sweep_scratch(storage: Storage) -> None:
             continue  # another process swept it
         if is_stale and path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
-        elif is_stale and path.name != "lock":
+        elif is_stale and not path.name.startswith(LOCK_PREFIX):
             path.unlink(missing_ok=True)
 
 
@@ -353,11 +357,18 @@ def _touch(path: Path) -> bool:
 
 def _evict(cache: Path, limit: float, keep: Path) -> None:
     """Remove the files used longest ago until the cache holds at most ``limit`` bytes."""
-    files = [(path.stat(), path) for path in cache.rglob("*") if path.is_file()]
-    total = sum(stat.st_size for stat, _ in files)
-    for stat, path in sorted(files, key=lambda item: item[0].st_mtime):
+    files = []
+    for path in cache.rglob("*"):
+        try:
+            stat = path.stat()
+        except FileNotFoundError:
+            continue  # another process evicted it
+        if path.is_file():
+            files.append((stat.st_mtime, stat.st_size, path))
+    total = sum(size for _, size, _ in files)
+    for _, size, path in sorted(files):
         if total <= limit:
             return
         if path != keep:
-            path.unlink()
-            total -= stat.st_size
+            path.unlink(missing_ok=True)
+            total -= size
