@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
@@ -152,6 +153,10 @@ class Engine:
             for name, parameter in self.parameters.items():
                 safe_set_full_fp32_param(parameter, tensors[name].to(device, torch.float32))
 
+    def close(self) -> None:
+        """Remove DeepSpeed's hooks and threads; the engine cannot be used any more."""
+        self.network.destroy()
+
     def _start_moments(self) -> None:
         for master in self.masters:
             step_device = master.device if self._fused else "cpu"
@@ -207,6 +212,7 @@ def _import_deepspeed() -> Any:
     import deepspeed.ops
 
     deepspeed.ops.__compatible_ops__ = {}
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     return deepspeed
 

@@ -159,6 +159,7 @@ class Trainer:
             signal.signal(signal.SIGTERM, previous)
             if self.reporter is not None:
                 self.reporter.close()
+            self.engine.close()
         return finished
 
     # Load

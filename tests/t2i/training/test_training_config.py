@@ -1,0 +1,35 @@
+"""Proves the arithmetic of the training settings and their refusals."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from t2i.training.training_config import TrainingConfig
+
+
+def test_the_paper_is_the_default() -> None:
+    config = TrainingConfig()
+    assert (config.learning_rate, config.betas, config.global_batch) == (5e-5, (0.9, 0.95), 3072)
+    assert (config.gamma, config.ema_decay, config.gradient_clipping) == (0.5, 0.9999, 1.0)
+
+
+def test_the_global_batch_is_dealt_out_by_accumulation() -> None:
+    config = TrainingConfig(global_batch=96, micro_batch=8)
+    assert [config.accumulation(world_size) for world_size in (1, 2, 4)] == [12, 6, 3]
+
+
+def test_a_batch_that_cannot_be_dealt_out_is_refused_with_a_way_out() -> None:
+    config = TrainingConfig(global_batch=96, micro_batch=32)
+    with pytest.raises(ValueError, match="choose e.g. micro_batch 24"):
+        config.accumulation(4)
+    with pytest.raises(ValueError, match="cannot be divided among 5 processes"):
+        config.accumulation(5)
+    with pytest.raises(ValidationError, match="not a multiple of micro_batch"):
+        TrainingConfig(global_batch=10, micro_batch=4)
+
+
+def test_the_learning_rate_warms_up_and_stays() -> None:
+    config = TrainingConfig(learning_rate=1.0, warmup_steps=4)
+    assert [config.learning_rate_at(step) for step in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
+    assert TrainingConfig(learning_rate=1.0, warmup_steps=0).learning_rate_at(0) == 1.0
