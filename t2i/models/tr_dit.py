@@ -198,6 +198,14 @@ class TRDiT(nn.Module):
         """A new model with random weights; `with torch.device("meta")` for sizes only."""
         return cls(config)
 
+    def compile_blocks(self) -> None:
+        """Compile the blocks in place (torch.compile, static shapes): one compilation serves all.
+
+        On a CPU in bf16 a nano training step takes half the time after a minute of compilation.
+        """
+        for block in self.blocks:
+            block.compile(fullgraph=True, dynamic=False)
+
     def prepare_text(self, text_BLE: Tensor, mask_BL: Tensor) -> TextContext:
         """Refine the text and compute every block's keys and values.
 
