@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from t2i.config import ConfigError, Section
-from t2i.training.training_config import TrainingConfig
 
 
 class StageConfig(Section):
     """One stage: its folder, and its differences from t2i.training and data_pipeline.loader."""
 
     folder: str
-    training: dict[str, Any] = {}
-    loader: dict[str, Any] = {}
+    training: dict[str, Any] = Field(default_factory=dict)
+    loader: dict[str, Any] = Field(default_factory=dict)
     # What a fresh run starts from: the newest verified checkpoint of this run folder ...
     start_from_run: str | None = None
     # ... with Adam's moments too, or with a new optimizer ...
@@ -39,7 +38,10 @@ class LaunchConfig(Section):
         return self.stage1 if number == 1 else self.stage2
 
 
-def stage_section(base: Section, difference: dict[str, Any], key: str) -> Any:
+SectionT = TypeVar("SectionT", bound=Section)
+
+
+def stage_section(base: SectionT, difference: dict[str, Any], key: str) -> SectionT:
     """``base`` with a stage's differences; of the class of ``base``.
 
     Raises:
@@ -63,10 +65,3 @@ def _merge(base: dict[str, Any], difference: dict[str, Any]) -> dict[str, Any]:
         nested = isinstance(old, dict) and isinstance(value, dict)
         merged[name] = _merge(old, value) if nested else value
     return merged
-
-
-def stage_training(training: TrainingConfig, stage: StageConfig, number: int) -> TrainingConfig:
-    """The training settings of a stage."""
-    result = stage_section(training, stage.training, f"launch.train.stage{number}.training")
-    assert isinstance(result, TrainingConfig)
-    return result

@@ -142,7 +142,6 @@ class Trainer:
             run.config.gamma,
             run.config.timestep,
             run.model.config.patch_size,
-
         )
         self._load(run.start)
         self.stop_requested = False

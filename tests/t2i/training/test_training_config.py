@@ -21,7 +21,7 @@ def test_the_global_batch_is_dealt_out_by_accumulation() -> None:
 
 def test_a_batch_that_cannot_be_dealt_out_is_refused_with_a_way_out() -> None:
     config = TrainingConfig(global_batch=96, micro_batch=32)
-    with pytest.raises(ValueError, match="choose e.g. micro_batch 24"):
+    with pytest.raises(ValueError, match=r"choose e\.g\. micro_batch 24"):
         config.accumulation(4)
     with pytest.raises(ValueError, match="cannot be divided among 5 processes"):
         config.accumulation(5)

@@ -1,0 +1,153 @@
+"""Proves that a run does not depend on interruptions, on accumulation or on the number of processes.
+
+Two processes are started by the real deepspeed launcher (CPU, gloo); their run is `tiny_run.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import runpy
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from t2i.batch import TrainingBatch
+from t2i.training.checkpoint import TENSOR_KINDS, newest_checkpoint
+
+TINY_RUN = Path(__file__).with_name("tiny_run.py")
+# Adam turns rounding errors of tiny gradients into a share of the learning rate, here 1e-2.
+ROUNDING = 1e-3
+REPO = Path(__file__).resolve().parents[3]
+
+
+def launch(folder: Path, num_processes: int, *plans: str) -> str:
+    """Run `tiny_run.py` in a new process group; returns its output."""
+    environment = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(TINY_RUN), str(folder), *plans]
+    if num_processes > 1:
+        launcher = Path(sys.executable).with_name("deepspeed")
+        port = str(20_000 + os.getpid() % 20_000)
+        options = ["--num_gpus", str(num_processes), "--master_port", port]
+        command = [sys.executable, str(launcher), *options, *command[1:]]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def tensors(run: Path) -> dict[str, torch.Tensor]:
+    saved = newest_checkpoint(run / "checkpoints")
+    assert saved is not None
+    return {
+        f"{kind}/{name}": tensor
+        for kind in TENSOR_KINDS
+        for name, tensor in load_file(saved.path / f"{kind}.safetensors").items()
+    }
+
+
+def losses(run: Path) -> list[float]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def largest_difference(first: Path, second: Path) -> float:
+    left, right = tensors(first), tensors(second)
+    assert left.keys() == right.keys()
+    return max(float((left[name] - right[name]).abs().max()) for name in left)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six steps straight, and six steps stopped by SIGTERM after three; then on one process."""
+    folder = tmp_path_factory.mktemp("runs")
+    launch(folder, 2, "straight:6:0:2:bf16", "stopped:6:3:2:bf16", "moved:6:3:2:fp32")
+    launch(folder, 2, "stopped:6:0:2:bf16")
+    launch(folder, 1, "moved:6:0:2:fp32", "alone:6:0:2:fp32")
+    return folder
+
+
+@pytest.mark.slow
+def test_a_stopped_run_goes_on_to_the_same_bits(runs: Path) -> None:
+    straight, stopped = tensors(runs / "straight"), tensors(runs / "stopped")
+    assert straight.keys() == stopped.keys()
+    for name, tensor in straight.items():
+        assert torch.equal(tensor, stopped[name]), name
+    assert losses(runs / "straight") == losses(runs / "stopped")
+
+
+@pytest.mark.slow
+def test_two_processes_then_one_train_like_one_alone(runs: Path) -> None:
+    # also the proof that accumulation does not matter: 2 x 2 x 2 samples against 4 x 2
+    assert losses(runs / "moved") == pytest.approx(losses(runs / "alone"), rel=1e-5)
+    assert largest_difference(runs / "moved", runs / "alone") < ROUNDING
+
+
+def test_accumulation_of_k_batches_of_m_is_one_batch_of_km(
+    tmp_path: Path, process_group: None
+) -> None:
+    train_here(tmp_path / "parts", steps=3, size=2)
+    train_here(tmp_path / "whole", steps=3, size=8)
+    assert losses(tmp_path / "parts") == pytest.approx(losses(tmp_path / "whole"), rel=1e-5)
+    assert largest_difference(tmp_path / "parts", tmp_path / "whole") < ROUNDING
+
+
+def test_a_step_with_nan_is_skipped_and_accounted_for(tmp_path: Path, process_group: None) -> None:
+    train_here(tmp_path / "poisoned", steps=3, poisoned_step=1)
+    saved = newest_checkpoint(tmp_path / "poisoned" / "checkpoints")
+    assert saved is not None
+    assert saved.state.skipped == 1
+    assert saved.state.optimizer_steps == saved.state.ema_updates == 2
+    assert all(tensor.isfinite().all() for tensor in tensors(tmp_path / "poisoned").values())
+    line = json.loads((tmp_path / "poisoned" / "skipped-rank0.jsonl").read_text())
+    assert line == {"step": 1, "keys": [str(8 + i) for i in range(8)]}
+
+
+def test_skipping_without_end_stops_with_advice(tmp_path: Path, process_group: None) -> None:
+    with pytest.raises(ValueError, match="lower learning_rate"):
+        train_here(tmp_path / "hopeless", steps=9, poisoned_step=-1)
+
+
+def test_metrics_say_how_the_run_is_doing(tmp_path: Path, process_group: None) -> None:
+    train_here(tmp_path / "seen", steps=2)
+    lines = (tmp_path / "seen" / "metrics.jsonl").read_text().splitlines()
+    first, validation = json.loads(lines[0]), json.loads(lines[-1])
+    assert first["step"] == 1
+    assert first["samples_seen"] == 8
+    assert first["gradient_norm"] > 0
+    assert 0 <= first["data_share"] <= 1
+    assert len(validation["validation_by_time"]) == 8
+    assert math.isfinite(validation["validation_loss"])
+
+
+@pytest.fixture(scope="module")
+def process_group() -> Iterator[None]:
+    from t2i.training.engine import start_processes, stop_processes
+
+    start_processes(timeout_minutes=1)
+    yield
+    stop_processes()
+
+
+def train_here(folder: Path, steps: int, size: int = 2, poisoned_step: int | None = None) -> None:
+    """Train a tiny fp32 run in this process; a poisoned step (-1: every step) has a NaN."""
+    from dataclasses import replace
+
+    from t2i.training.trainer import train
+
+    make_run = runpy.run_path(str(TINY_RUN))["make_run"]
+    run = make_run(folder, steps, 0, zero_stage=2, precision="fp32", size=size)
+
+    def batches(step: int) -> Iterator[TrainingBatch]:
+        for batch in run.batches(step):
+            if poisoned_step in (batch.step, -1):
+                batch = replace(batch, moments=batch.moments * float("nan"))
+            yield batch
+
+    config = run.config.model_copy(update={"max_skipped_in_a_row": 3})
+    assert train(replace(run, config=config, batches=batches))
