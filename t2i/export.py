@@ -49,7 +49,6 @@ class ExportConfig(Section):
 class Config(Section):
     export: ExportConfig = section("t2i.export")
     vae: VAEConfig = section("t2i.encoders.vae")
-    text: TextEncoderConfig = section("t2i.encoders.text")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -123,7 +122,7 @@ def export(checkpoint: Checkpoint, config: Config, source: dict[str, Any], folde
     load_weights(model, weights, f"{checkpoint.path}/{config.export.weights}.safetensors")
     save_transformer(model, folder / "transformer")
 
-    vae, text = config.vae, config.text
+    vae, text = config.vae, TextEncoderConfig.model_validate(trained["t2i"]["encoders"]["text"])
     if config.export.encoders == "copy":
         vae = copy_component(vae, folder, "vae")
         text = copy_component(text, folder, "text_encoder")
@@ -175,7 +174,7 @@ def model_card(
         "images seen": f"{checkpoint.state.step * training.get('global_batch', 0):,}",
         "resolution": f"{height}x{width}",
         "VAE": config.vae.path,
-        "text encoder": config.text.path,
+        "text encoder": trained["t2i"]["encoders"]["text"]["path"],
         **{f"last {name}": f"{value:.5g}" for name, value in metrics.items()},
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())

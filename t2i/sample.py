@@ -31,7 +31,7 @@ from t2i.sampling.sampling_config import SamplingConfig
 
 if TYPE_CHECKING:
     from t2i.pipeline import TextToImagePipeline
-    from t2i.sampling.image_folder import ImageJob
+    from t2i.sampling.image_folder import ImageFolder, ImageJob
 
 LOG = get_logger("sample")
 # Flags that are named as the fields of the two settings classes.
@@ -85,7 +85,11 @@ def build_parser() -> argparse.ArgumentParser:
     what.add_argument("--seed", type=int, metavar="N", help="image number i gets the seed N + i")
     what.add_argument("--size", metavar="N|HxW", help="height and width in pixels")
     what.add_argument(
-        "--output", type=Path, metavar="DIR", help="default: <root>/samples/<guidance>"
+        "--output",
+        dest="folder",
+        type=Path,
+        metavar="DIR",
+        help="default: <root>/samples/<guidance>",
     )
     how = parser.add_argument_group("how")
     how.add_argument("--checkpoint", metavar="DIR", help="pipeline folder, or a transformer's")
@@ -111,14 +115,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     jobs = plan_images(prompts, sampling.images_per_prompt, sampling.seed, settings_of(config))
     folder = ImageFolder(args.folder or Path(sampling.output) / guidance.name)
-    missing = folder.missing(jobs)
+    missing = len(folder.missing(jobs))
     LOG.info(
         "%s, %s steps, %s -> %s: %d images, %d of them done before",
         *(guidance, sampling.steps, sampling.checkpoint, folder.path),
-        *(len(jobs), len(jobs) - len(missing)),
+        *(len(jobs), len(jobs) - missing),
     )
+    # Dealt out by number, not by what is missing, which the processes see at different moments.
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    own = missing[rank::world_size]
+    own = folder.missing(jobs[rank::world_size])
     if own:
         make_images(load_pipeline(config), own, folder, config)
     if not folder.missing(jobs):
@@ -251,7 +256,7 @@ def load_pipeline(config: Config) -> TextToImagePipeline:
 
 
 def make_images(
-    pipeline: TextToImagePipeline, jobs: Sequence[ImageJob], folder: Any, config: Config
+    pipeline: TextToImagePipeline, jobs: Sequence[ImageJob], folder: ImageFolder, config: Config
 ) -> None:
     """Sample the images batch by batch and write each as soon as it is there."""
     sampling, guidance = config.sampling, config.guidance.build()

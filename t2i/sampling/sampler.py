@@ -70,11 +70,10 @@ class GuidedField:
         self.seeds_B = seeds_B
         self.num_steps = num_steps
         self.combine = guidance.new_combine() if guidance.new_combine else None
+        pairs = dict.fromkeys((branch.network, branch.condition) for branch in guidance.branches)
         self.prepared: dict[tuple[str, Condition], TextContext] = {
-            (branch.network, branch.condition): prepare(
-                networks[branch.network], texts[branch.condition]
-            )
-            for branch in guidance.branches
+            (name, condition): prepare(networks[name], texts[condition])
+            for name, condition in pairs
         }
         self.joined: dict[tuple[str, tuple[Condition, ...]], TextContext] = {}
 

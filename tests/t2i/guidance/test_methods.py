@@ -1,0 +1,149 @@
+"""The table of methods: coefficients, formulas against the papers' equations, refused settings."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from diffusers.guiders.adaptive_projected_guidance import MomentumBuffer, normalized_guidance
+
+from t2i.guidance.branches import Evaluation, evaluations, plan
+from t2i.guidance.guidance_config import GuidanceConfig
+from t2i.guidance.methods import METHODS, make_guidance
+from t2i.guidance.projection import AdaptiveProjection
+from t2i.guidance.schedules import constant
+
+FRACTIONS = (0.0, 0.37, 1.0)
+OMEGA_METHODS = [name for name, method in METHODS.items() if "omega" in method.defaults]
+LINEAR = [name for name in METHODS if make_guidance(name).new_combine is None]
+W_C, W_S = 1.7, 0.6
+
+
+def test_the_rows_of_the_spec_are_there() -> None:
+    names = "none cfg sg cfg+sg ag ag+sg direct inner compositional ip2p icg apg"
+    assert list(METHODS) == names.split()
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("fraction", FRACTIONS)
+def test_coefficients_sum_to_one(name: str, fraction: float) -> None:
+    guidance = make_guidance(name)
+    assert sum(guidance.coefficients(fraction)) == pytest.approx(1)
+    assert len(guidance.coefficients(fraction)) == len(guidance.branches)
+
+
+@pytest.mark.parametrize("name", [name for name in LINEAR if name in OMEGA_METHODS])
+def test_omega_one_is_the_strong_branch_alone(name: str) -> None:
+    guidance = make_guidance(name, {"omega": 1})
+    assert plan(guidance, 0.5, 0.5) == {evaluations(guidance, 0.5)[0]: 1.0}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_outside_the_interval_it_is_the_strong_branch_alone(name: str) -> None:
+    guidance = make_guidance(name, interval=(0.2, 0.6))
+    for timestep in (0.1, 0.7):
+        assert plan(guidance, timestep, 0.5) == {evaluations(guidance, 0.5)[0]: 1.0}
+
+
+# D_s(c), D_s(0), D_w(c), D_w(0) as arbitrary numbers
+S_C, S_0, W_C_, W_0 = 3.1, -0.7, 2.3, 0.9
+EQUATIONS: dict[str, Callable[[float, float], float]] = {
+    "direct": lambda wc, ws: W_0 + wc * (S_C - W_0) + ws * (S_C - W_C_),
+    "inner": lambda wc, ws: (1 + wc + ws) * S_C - wc * S_0 - ws * W_C_,
+    "compositional": lambda wc, ws: W_0 + wc * (S_C - W_0) + ws * (W_C_ - W_0),
+    "ip2p": lambda wc, ws: W_0 + ws * (W_C_ - W_0) + wc * (S_C - W_C_),
+    "sg": lambda omega, _: omega * S_C + (1 - omega) * W_C_,
+    "cfg+sg": lambda omega, _: omega * S_C + (1 - omega) * W_0,
+}
+
+
+def prediction(evaluation: Evaluation) -> float:
+    table = {("text", 0.1): S_C, ("null", 0.1): S_0, ("text", 0.8): W_C_, ("null", 0.8): W_0}
+    return table[evaluation.condition, evaluation.gamma]
+
+
+@pytest.mark.parametrize("name", EQUATIONS)
+def test_it_computes_the_papers_equation(name: str) -> None:
+    weights = {"omega": W_C} if "omega" in METHODS[name].defaults else {}
+    weights = weights or {"cfg_weight": W_C, "sg_weight": W_S}
+    guidance = make_guidance(name, {**weights, "gamma_strong": 0.1, "gamma_weak": 0.8})
+    terms = plan(guidance, 0.5, 0.5)
+    guided = sum(weight * prediction(evaluation) for evaluation, weight in terms.items())
+    assert guided == pytest.approx(EQUATIONS[name](W_C, W_S))
+
+
+def test_both_branches_of_sg_are_conditional() -> None:
+    assert {branch.condition for branch in make_guidance("sg").branches} == {"text"}
+
+
+def test_each_branch_that_drops_tokens_has_its_own_draw() -> None:
+    for name in METHODS:
+        draws = [(e.draw, e.network) for e in evaluations(make_guidance(name), 0.5) if e.gamma]
+        assert len(set(draws)) == len(draws)
+
+
+def test_ag_sg_follows_the_papers_schedule() -> None:
+    strong, weak = evaluations(make_guidance("ag+sg"), 0.0)
+    assert (strong.gamma, weak.gamma, weak.network) == (0, 0.6, "aux")
+    strong, weak = evaluations(make_guidance("ag+sg"), 1.0)
+    assert (strong.gamma, weak.gamma) == (0.6, 0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"gamma_strong": 0.8, "gamma_weak": 0.1}, "gamma_strong must be below gamma_weak"),
+        ({"gamma_strong": 0.5, "gamma_weak": 0.5}, "gamma_strong must be below gamma_weak"),
+        ({"gamma_weak": "linear:0.9:0.05"}, "gamma_strong must be below gamma_weak"),
+        ({"gamma_weak": 1.0}, r"gamma_weak must be in \[0, 1\)"),
+        ({"gamma_strong": -0.1}, r"gamma_strong must be in \[0, 1\)"),
+        ({"eta": 1}, "guidance sg has no setting eta; it takes omega, gamma_strong, gamma_weak"),
+    ],
+)
+def test_bad_settings_are_refused(settings: dict[str, float | str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_guidance("sg", settings)
+
+
+def test_an_unknown_name_is_answered_with_the_valid_ones() -> None:
+    with pytest.raises(ValueError, match=r"unknown guidance 's2'; valid: none cfg sg"):
+        make_guidance("s2")
+
+
+def test_an_empty_interval_is_refused() -> None:
+    with pytest.raises(ValueError, match="interval"):
+        make_guidance("cfg", interval=(0.6, 0.2))
+
+
+def test_a_config_takes_numbers_and_schedules_and_dumps_them() -> None:
+    config = GuidanceConfig.model_validate(
+        {"name": "sg", "omega": 2, "gamma_weak": "linear:0.9:0.5"}
+    )
+    assert str(config.build()) == "sg omega=2 gamma_strong=0.1 gamma_weak=linear:0=0.9:1=0.5"
+    assert GuidanceConfig.model_validate(config.model_dump(mode="json")) == config
+
+
+def random_predictions() -> tuple[list[torch.Tensor], torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shape = (3, 4, 2, 2)
+    first, second, x_t = (torch.randn(shape, generator=generator) for _ in range(3))
+    return [first, second], x_t
+
+
+def test_neutral_apg_is_cfg() -> None:
+    (conditional, unconditional), x_t = random_predictions()
+    rule = AdaptiveProjection(constant(2.5), eta=1, radius=float("inf"), momentum=0)
+    guided = rule([conditional, unconditional], x_t, 0.3, 0.3)
+    torch.testing.assert_close(guided, 2.5 * conditional - 1.5 * unconditional)
+
+
+def test_apg_agrees_with_diffusers_over_several_steps() -> None:
+    rule = AdaptiveProjection(constant(2.5), eta=0.3, radius=1.5, momentum=-0.5)
+    buffer = MomentumBuffer(-0.5)
+    (conditional, unconditional), x_t = random_predictions()
+    for timestep in (0.0, 0.4, 0.8):
+        data = [x_t + (1 - timestep) * velocity for velocity in (conditional, unconditional)]
+        expected = normalized_guidance(
+            *data, 1.5, buffer, eta=0.3, norm_threshold=1.5, use_original_formulation=True
+        )
+        guided = rule([conditional, unconditional], x_t, timestep, timestep)
+        torch.testing.assert_close(x_t + (1 - timestep) * guided, expected)

@@ -1,0 +1,59 @@
+"""The folder of images: metadata in the PNGs, what counts as missing, names, the contact sheet."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from t2i.sampling.image_folder import ImageFolder, ImageJob, plan_images
+
+SETTINGS = {"guidance": "sg omega=1.8", "steps": "50"}
+PROMPTS = ["a red circle", "\u4e00\u4e2a\u5706 & more\u2026" * 30]
+
+
+@pytest.fixture
+def jobs() -> list[ImageJob]:
+    return plan_images(PROMPTS, 2, first_seed=7, settings=SETTINGS)
+
+
+def fill(folder: ImageFolder, jobs: list[ImageJob]) -> None:
+    for job in jobs:
+        folder.write(job, Image.new("RGB", (8, 4), (job.seed, 0, 0)))
+
+
+def test_each_image_has_its_own_seed_and_name(jobs: list[ImageJob]) -> None:
+    assert [job.seed for job in jobs] == [7, 8, 9, 10]
+    assert [job.prompt for job in jobs] == [PROMPTS[0]] * 2 + [PROMPTS[1]] * 2
+    assert len({job.name for job in jobs}) == 4
+    assert jobs[0].name.startswith("00000-a-red-circle-")
+    assert all(len(job.name) < 100 and job.name.isascii() for job in jobs)
+
+
+def test_written_images_are_done_and_carry_all_metadata(
+    tmp_path: Path, jobs: list[ImageJob]
+) -> None:
+    folder = ImageFolder(tmp_path / "new" / "sg")
+    assert folder.missing(jobs) == jobs
+    fill(folder, jobs)
+    assert folder.missing(jobs) == []
+    with Image.open(folder.path / jobs[2].name) as image:
+        assert image.info == {"prompt": PROMPTS[1], "seed": "9", **SETTINGS}
+
+
+def test_other_settings_and_broken_files_are_missing(tmp_path: Path, jobs: list[ImageJob]) -> None:
+    folder = ImageFolder(tmp_path)
+    fill(folder, jobs)
+    (tmp_path / jobs[1].name).write_bytes(b"not a picture")
+    (tmp_path / jobs[3].name).unlink()
+    assert folder.missing(jobs) == [jobs[1], jobs[3]]
+    other = plan_images(PROMPTS, 2, 7, {**SETTINGS, "steps": "20"})
+    assert folder.missing(other) == other
+
+
+def test_the_contact_sheet_shows_the_images_in_order(tmp_path: Path, jobs: list[ImageJob]) -> None:
+    folder = ImageFolder(tmp_path)
+    fill(folder, jobs)
+    with Image.open(folder.write_contact_sheet(jobs)) as sheet:
+        assert sheet.size == (4 * 8, 4)
+        assert [sheet.getpixel((8 * i, 0)) for i in range(4)] == [(7 + i, 0, 0) for i in range(4)]
+    assert not list(tmp_path.glob("*.tmp"))

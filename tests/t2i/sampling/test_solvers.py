@@ -1,0 +1,68 @@
+"""Solvers on fields with a known solution: values, orders of convergence, the last step."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from t2i.sampling.solvers import integrate, step_fraction, time_grid
+
+
+def growth(x: Tensor, time: float, step: int) -> Tensor:
+    """dx/dt = cos(3 t) x, solved by x(1) = x(0) exp(sin(3) / 3)."""
+    return math.cos(3 * time) * x
+
+
+def error(solver: str, num_steps: int) -> float:
+    x = integrate(growth, torch.ones(1, dtype=torch.float64), time_grid(num_steps), solver)
+    return abs(x.item() - math.exp(math.sin(3) / 3))
+
+
+@pytest.mark.parametrize("solver", ["euler", "heun"])
+def test_a_straight_path_is_followed_exactly_in_one_step(solver: str) -> None:
+    noise, data = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0)).double()
+    for num_steps in (1, 7):
+        x = integrate(lambda x, t, i: data - noise, noise, time_grid(num_steps), solver)
+        torch.testing.assert_close(x, data)
+
+
+def test_euler_is_the_product_of_its_closed_form() -> None:
+    expected = math.prod(1 + math.cos(3 * i / 10) / 10 for i in range(10))
+    x = integrate(growth, torch.ones(1, dtype=torch.float64), time_grid(10), "euler")
+    assert x.item() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("heun", 2)])
+def test_the_error_falls_with_the_order_of_the_solver(solver: str, order: int) -> None:
+    assert math.log2(error(solver, 64) / error(solver, 128)) == pytest.approx(order, abs=0.15)
+
+
+@pytest.mark.parametrize(("solver", "count"), [("euler", 5), ("heun", 9)])
+def test_no_solver_asks_for_the_field_at_one(solver: str, count: int) -> None:
+    times: list[float] = []
+
+    def field(x: Tensor, time: float, step: int) -> Tensor:
+        times.append(time)
+        return x
+
+    integrate(field, torch.ones(1), time_grid(5), solver)
+    assert len(times) == count
+    assert max(times) < 1
+
+
+def test_the_time_grid_ends_at_zero_and_one_and_shifts_towards_noise() -> None:
+    assert time_grid(4) == [0, 0.25, 0.5, 0.75, 1]
+    shifted = time_grid(4, shift=3)
+    assert (shifted[0], shifted[-1]) == (0, 1)
+    assert all(late < even for late, even in zip(shifted[1:-1], time_grid(4)[1:-1], strict=True))
+
+
+def test_step_fractions_run_from_zero_to_one() -> None:
+    assert [step_fraction(i, 3) for i in range(3)] == [0, 0.5, 1]
+    assert step_fraction(0, 1) == 0
+
+
+def test_an_unknown_solver_is_answered_with_the_valid_ones() -> None:
+    with pytest.raises(ValueError, match=r"unknown solver 'rk4'; valid: euler heun"):
+        integrate(growth, torch.ones(1), time_grid(2), "rk4")

@@ -1,0 +1,126 @@
+"""TextToImagePipeline on a tiny random pipeline folder: types, seeds, batches, saving, errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from t2i.guidance.methods import make_guidance
+from t2i.pipeline import TextToImagePipeline, checkpoint_hash
+
+PROMPTS = ["a red circle", "a small blue square on a white background."]
+FEW = {"num_inference_steps": 3}
+
+
+@pytest.fixture(scope="module")
+def pipeline(pipeline_folder: Path) -> TextToImagePipeline:
+    return TextToImagePipeline.from_pretrained(pipeline_folder)
+
+
+def latents(pipeline: TextToImagePipeline, prompt: Any, **arguments: Any) -> torch.Tensor:
+    images = pipeline(prompt, output_type="latent", **FEW, **arguments).images
+    assert isinstance(images, torch.Tensor)
+    return images
+
+
+def test_output_types_show_the_same_pictures(pipeline: TextToImagePipeline) -> None:
+    shared = {**FEW, "seeds": [1, 2], "height": 32, "width": 48}
+    pictures = pipeline(PROMPTS, **shared).images
+    arrays = pipeline(PROMPTS, output_type="np", **shared).images
+    tensors = pipeline(PROMPTS, output_type="pt", **shared).images
+    assert isinstance(pictures[0], Image.Image)
+    assert pictures[0].size == (48, 32)
+    assert arrays.shape == (2, 32, 48, 3)
+    assert tensors.shape == (2, 3, 32, 48)
+    np.testing.assert_array_equal(np.asarray(pictures[1]), np.rint(arrays[1] * 255))
+    np.testing.assert_array_equal(tensors.permute(0, 2, 3, 1), arrays)
+
+
+def test_an_image_depends_on_its_prompt_and_seed_only(pipeline: TextToImagePipeline) -> None:
+    for name in ("sg", "icg"):
+        together = latents(pipeline, PROMPTS, seeds=[1, 2], guidance=name)
+        alone = latents(pipeline, PROMPTS[1], seeds=[2], guidance=name)
+        torch.testing.assert_close(together[1:], alone, rtol=1e-3, atol=1e-3)
+
+
+def test_several_images_of_a_prompt_stay_together(pipeline: TextToImagePipeline) -> None:
+    four = latents(pipeline, PROMPTS, num_images_per_prompt=2, seeds=[1, 2, 3, 4])
+    last = latents(pipeline, PROMPTS[1], num_images_per_prompt=2, seeds=[3, 4])
+    torch.testing.assert_close(four[2:], last, rtol=1e-3, atol=1e-3)
+
+
+def test_a_generator_draws_the_seeds(pipeline: TextToImagePipeline) -> None:
+    first, again, other = (
+        pipeline(PROMPTS[0], generator=torch.Generator().manual_seed(seed), **FEW).seeds
+        for seed in (0, 0, 1)
+    )
+    assert first == again != other
+
+
+def test_settings_by_name_and_a_guidance_object_agree(pipeline: TextToImagePipeline) -> None:
+    named = latents(
+        pipeline, PROMPTS[0], seeds=[1], guidance="sg", guidance_scale=2, gamma_weak=0.6
+    )
+    guidance = make_guidance("sg", {"omega": 2, "gamma_weak": 0.6})
+    assert torch.equal(named, latents(pipeline, PROMPTS[0], seeds=[1], guidance=guidance))
+
+
+def test_the_callback_sees_every_step_and_may_replace_the_latents(
+    pipeline: TextToImagePipeline,
+) -> None:
+    steps = []
+
+    def callback(_: Any, step: int, timestep: float, tensors: dict[str, torch.Tensor]) -> Any:
+        steps.append((step, round(timestep, 3)))
+        return {"latents": torch.zeros_like(tensors["latents"])}
+
+    assert not latents(pipeline, PROMPTS[0], seeds=[1], callback_on_step_end=callback).any()
+    assert steps == [(0, 0.333), (1, 0.667), (2, 1.0)]
+
+
+def test_a_saved_pipeline_makes_the_same_image(
+    pipeline: TextToImagePipeline, tmp_path: Path, pipeline_folder: Path
+) -> None:
+    pipeline.save_pretrained(tmp_path / "saved")
+    again = TextToImagePipeline.from_pretrained(tmp_path / "saved")
+    assert again.size == (64, 64)
+    expected = latents(pipeline, PROMPTS[0], seeds=[1])
+    assert torch.equal(latents(again, PROMPTS[0], seeds=[1]), expected)
+    assert checkpoint_hash(tmp_path / "saved") == checkpoint_hash(pipeline_folder)
+
+
+def test_a_second_network_is_loaded_for_autoguidance(pipeline_folder: Path) -> None:
+    pipeline = TextToImagePipeline.from_pretrained(
+        pipeline_folder, aux=pipeline_folder / "transformer"
+    )
+    guided = latents(pipeline, PROMPTS[0], seeds=[1], guidance="ag", guidance_scale=3.0)
+    plain = latents(pipeline, PROMPTS[0], seeds=[1], guidance="none")
+    torch.testing.assert_close(guided, plain, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"height": 40}, "size 40x64: both sides must be multiples of 16"),
+        ({"seeds": [1, 2]}, "1 images need as many seeds, got 2"),
+        ({"guidance": "agg"}, "unknown guidance 'agg'; valid: none"),
+        ({"guidance": make_guidance("cfg"), "guidance_scale": 2}, "omega cannot be given beside"),
+        ({"gamma_strong": 1.5}, r"gamma_strong must be in \[0, 1\)"),
+        ({"solver": "rk4"}, "unknown solver"),
+    ],
+)
+def test_bad_arguments_are_refused(
+    pipeline: TextToImagePipeline, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        pipeline("a red circle", **FEW, **arguments)
+
+
+def test_a_folder_without_a_pipeline_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"not a pipeline folder, it has no model_index"):
+        TextToImagePipeline.from_pretrained(tmp_path)

@@ -1,0 +1,171 @@
+"""The sample command on a tiny random pipeline: files, metadata, resuming, flags, errors, --help."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from t2i.config import load_config
+from t2i.console import run_command
+from t2i.pipeline import checkpoint_hash
+from t2i.sample import Config as SampleConfig
+from t2i.sample import build_parser, builtin_prompts, main, merge_flags, read_prompts
+from t2i.shapes import parse_caption
+
+Run = Callable[..., int]
+
+
+@pytest.fixture
+def config_file(tmp_path: Path, pipeline_folder: Path) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        f"root: {tmp_path}\n"
+        "t2i:\n"
+        f"  sampling: {{checkpoint: {pipeline_folder}, output: '${{root}}/samples', steps: 2, "
+        "num_builtin_prompts: 3, size: [32, 32]}\n"
+        "  guidance: {name: sg, omega: 3.0, gamma_weak: 0.7}\n"
+    )
+    return path
+
+
+@pytest.fixture
+def run(config_file: Path) -> Run:
+    return lambda *flags: run_command(main, ["--config", str(config_file), *flags])
+
+
+def pictures(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*.png") if path.name != "contact_sheet.png")
+
+
+def test_images_carry_what_made_them(run: Run, tmp_path: Path, pipeline_folder: Path) -> None:
+    assert run("--sg", "0.1,0.8", "--omega", "1.8", "--seed", "4") == 0
+    paths = pictures(tmp_path / "samples" / "sg")
+    assert len(paths) == 3
+    with Image.open(paths[1]) as image:
+        assert image.size == (32, 32)
+        assert image.info == {
+            "prompt": builtin_prompts(3)[1],
+            "seed": "5",
+            "guidance": "sg omega=1.8 gamma_strong=0.1 gamma_weak=0.8",
+            "checkpoint": checkpoint_hash(pipeline_folder),
+            "steps": "2",
+            "solver": "euler",
+            "shift": "1",
+            "size": "32x32",
+            "dtype": "float32",
+        }
+    with Image.open(tmp_path / "samples" / "sg" / "contact_sheet.png") as sheet:
+        assert sheet.size == (96, 32)
+
+
+def test_run_again_it_makes_only_what_is_missing(run: Run, tmp_path: Path) -> None:
+    assert run() == 0
+    paths = pictures(tmp_path / "samples" / "sg")
+    before = [path.read_bytes() for path in paths]
+    paths[1].unlink()
+    times = [path.stat().st_mtime_ns for path in (paths[0], paths[2])]
+    assert run() == 0
+    assert [path.read_bytes() for path in paths] == before
+    assert [path.stat().st_mtime_ns for path in (paths[0], paths[2])] == times
+    assert run("--omega", "1.5") == 0
+    assert pictures(tmp_path / "samples" / "sg") == paths
+    assert all(path.read_bytes() != old for path, old in zip(paths, before, strict=True))
+
+
+@pytest.mark.parametrize("batch", ["1", "2"])
+def test_the_batch_size_does_not_change_a_picture(run: Run, tmp_path: Path, batch: str) -> None:
+    assert run("--output", str(tmp_path / "all")) == 0
+    assert run("--output", str(tmp_path / batch), "--batch", batch) == 0
+    for one, other in zip(pictures(tmp_path / "all"), pictures(tmp_path / batch), strict=True):
+        with Image.open(one) as first, Image.open(other) as second:
+            pairs = zip(first.tobytes(), second.tobytes(), strict=True)
+            assert max(abs(a - b) for a, b in pairs) <= 1
+
+
+def test_processes_share_the_images(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("--output", str(tmp_path / "one")) == 0
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    two = tmp_path / "two"
+    for rank, count in (("1", 1), ("0", 3)):
+        monkeypatch.setenv("RANK", rank)
+        assert run("--output", str(two)) == 0
+        assert len(pictures(two)) == count
+        assert (two / "contact_sheet.png").exists() == (count == 3)
+    assert [path.name for path in pictures(two)] == [
+        path.name for path in pictures(tmp_path / "one")
+    ]
+
+
+def test_prompts_come_from_arguments_and_files(tmp_path: Path) -> None:
+    text, lines = tmp_path / "prompts.txt", tmp_path / "prompts.jsonl"
+    text.write_text("a circle\n\n a square \n")
+    lines.write_text(json.dumps({"prompt": "a cross", "tag": "x"}) + "\n")
+    assert read_prompts(["first"], text) == ["first", "a circle", "a square"]
+    assert read_prompts([], lines) == ["a cross"]
+    lines.write_text('{"prompt": "a"}\n{"text": "b"}\n')
+    with pytest.raises(ValueError, match=r"prompts\.jsonl:2: expected a JSON object"):
+        read_prompts([], lines)
+
+
+def test_builtin_prompts_are_shapes_prompts() -> None:
+    prompts = builtin_prompts(20)
+    assert len(set(prompts)) == 20
+    assert all(parse_caption(prompt) for prompt in prompts)
+
+
+def test_another_guidance_does_not_inherit_the_configs_settings(config_file: Path) -> None:
+    config = load_config(config_file, [], SampleConfig)
+
+    def described(*flags: str) -> str:
+        merged = merge_flags(config, build_parser().parse_args(list(flags)))
+        return str(merged.guidance.build())
+
+    assert described() == "sg omega=3 gamma_strong=0.1 gamma_weak=0.7"
+    assert described("--gamma-weak", "0.5") == "sg omega=3 gamma_strong=0.1 gamma_weak=0.5"
+    assert described("--guidance", "cfg") == "cfg omega=2.5"
+    assert described("--guidance", "none") == "none"
+    assert described("--interval", "0.1,0.7").endswith("interval=0.1,0.7")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--guidance", "s2"], "unknown guidance 's2'; valid: none cfg sg cfg+sg ag ag+sg"),
+        (["--sg", "0.8,0.1"], "gamma_strong must be below gamma_weak"),
+        (["--sg", "0.1"], "--sg 0.1: expected two numbers such as 0.1,0.8"),
+        (["--gamma-weak", "1"], "gamma_weak must be in [0, 1)"),
+        (["--guidance", "cfg", "--gamma-weak", "0.8"], "guidance cfg has no setting gamma_weak"),
+        (["--omega", "big"], "--omega 'big' is not a number or a schedule"),
+        (["--size", "wide"], "--size wide: expected pixels"),
+        (["--size", "40"], "both sides must be multiples of 16"),
+        (["--solver", "rk4"], "--solver Input should be 'euler' or 'heun'"),
+        (["--guidance", "ag"], "guidance ag needs a second, weaker network: --aux"),
+        (["--checkpoint", "nowhere"], "nowhere: neither a pipeline folder"),
+    ],
+)
+def test_bad_flags_are_one_line(
+    run: Run, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
+) -> None:
+    assert run(*flags) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    assert message in error
+
+
+def test_help_answers_fast_without_torch() -> None:
+    started = time.monotonic()
+    code = (
+        "import sys; from t2i.sample import build_parser; build_parser().format_help(); "
+        "assert 'torch' not in sys.modules and 'diffusers' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert time.monotonic() - started < 5
