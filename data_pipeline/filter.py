@@ -21,7 +21,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from data_pipeline.jobs import Job, JobsConfig, Outcome, Row, run_job
+from data_pipeline.jobs import Job, JobsConfig, run_job
+from data_pipeline.ledger import Outcome, Row
 from data_pipeline.manifest import StepOutput
 from data_pipeline.storage import StorageConfig
 from t2i.config import Section, add_config_arguments, config_from_args, describe_config, section

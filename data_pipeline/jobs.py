@@ -11,7 +11,6 @@ as a shard whose input is gone, is named at the end, and the exit code says so; 
 from __future__ import annotations
 
 import functools
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,11 +19,13 @@ from typing import Any, Literal, Protocol, TypeVar
 
 from pydantic import Field
 
-from data_pipeline.manifest import Funnel, Outcome, Row, ShardCommitter, StepOutput
+from data_pipeline.job_progress import JobProgress
+from data_pipeline.ledger import Funnel, Outcome, Row
+from data_pipeline.manifest import ShardCommitter, StepOutput
 from data_pipeline.ray_pool import PoolOptions, WorkerDied, run_on_pool
 from data_pipeline.storage import StorageConfig, sweep_scratch
 from t2i.config import Section
-from t2i.console import Progress, get_logger, progress
+from t2i.console import get_logger, progress
 
 DEATHS_BEFORE_ALONE = 2  # deaths of a batch before its items run one by one
 ERRORS_BEFORE_STOPPING = 10  # fewer exceptions in a shard never stop it, whatever their share
@@ -154,7 +155,7 @@ def _run_shards(
     sizes = {manifest.id: manifest.num_in for manifest in output.manifests()}
     sizes = {shard_id: num for shard_id, num in sizes.items() if shard_id in skipped}
     with progress(job.name, None, "items", initial=sum(sizes.values())) as bar:
-        board = Board(bar, len(job.shard_ids), sizes)
+        board = JobProgress(bar, len(job.shard_ids), sizes)
         make_worker = functools.partial(ShardWorker, job, config)
         if config.executor == "local":
             worker = LocalWorker(make_worker)
@@ -235,7 +236,7 @@ class Suspects:
 
 
 def complete_shard(
-    shard_id: str, worker: WorkerHandle, job: Job, config: JobsConfig, board: Board
+    shard_id: str, worker: WorkerHandle, job: Job, config: JobsConfig, board: JobProgress
 ) -> str:
     """Try a shard until it is committed ("") or given up (the reason)."""
     suspects = Suspects()
@@ -269,51 +270,6 @@ def complete_shard(
         if len(suspects.quarantined) > config.max_quarantined_per_shard:
             return f"more than {config.max_quarantined_per_shard} items ended their worker"
         time.sleep(min(config.retry_seconds * 2 ** max(failures - 1, 0), LONGEST_PAUSE_SECONDS))
-
-
-class Board:
-    """What the progress bar shows, told by all threads; the total is estimated from the shards
-    whose size is known."""
-
-    def __init__(self, bar: Progress, num_shards: int, sizes: dict[str, int]) -> None:
-        self.bar, self.num_shards, self.sizes = bar, num_shards, sizes
-        self.num_shards_done = len(sizes)
-        self.counts: dict[str, Counter[str]] = {}
-        self.total: Counter[str] = Counter()
-        self.lock = threading.Lock()
-
-    def begin(self, shard_id: str, num_items: int) -> None:
-        """A shard is loaded."""
-        with self.lock:
-            self.sizes[shard_id] = num_items
-            self.counts[shard_id] = Counter()
-            mean = sum(self.sizes.values()) / len(self.sizes)
-            self.bar.total = round(mean * self.num_shards)
-
-    def advance(self, shard_id: str, counts: Counter[str]) -> None:
-        """Items of a shard got these statuses."""
-        with self.lock:
-            self.counts[shard_id].update(counts)
-            self.total.update(counts)
-            self.bar.update(counts.total(), self._fields())
-
-    def undo(self, shard_id: str) -> None:
-        """The attempt at a shard is lost."""
-        with self.lock:
-            lost = self.counts.pop(shard_id, Counter())
-            self.total.subtract(lost)
-            self.bar.update(-lost.total(), self._fields())
-
-    def finish(self, shard_id: str) -> None:
-        """A shard is committed."""
-        with self.lock:
-            del self.counts[shard_id]
-            self.num_shards_done += 1
-            self.bar.update(0, self._fields())
-
-    def _fields(self) -> dict[str, Any]:
-        fields = {name: self.total[name] for name in ("filtered", "failed") if self.total[name]}
-        return {"shards": f"{self.num_shards_done}/{self.num_shards}", **fields}
 
 
 # -- one shard, in the worker --------------------------------------------------------------

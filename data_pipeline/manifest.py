@@ -17,46 +17,22 @@ import io
 import json
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_pipeline.ledger import Funnel, Outcome, Row, count_reasons, to_parquet
 from data_pipeline.shards import Sample, ShardIndex, ShardWriter, read_shard
 from data_pipeline.storage import Storage, StorageConfig, open_storage
 
-Status = Literal["ok", "filtered", "failed"]
-LEDGER_COLUMNS = ("key", "status", "reason", "detail")
 MANIFEST_READERS = 16
-
-
-@dataclass(frozen=True)
-class Row:
-    """What became of one input item. There is exactly one per item, always.
-
-    ``reason`` says why it is not ok, in a few words that can be counted ("http 404");
-    ``detail`` is free text (an error's message); ``columns`` are further ledger columns.
-    """
-
-    key: str
-    status: Status
-    reason: str = ""
-    columns: Mapping[str, Any] = field(default_factory=dict)
-    detail: str = ""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """An item's row and, for an ok one that has output, its sample under the same key."""
-
-    row: Row
-    sample: Sample | None = None
 
 
 @dataclass(frozen=True)
@@ -84,31 +60,11 @@ class ShardManifest:
 
 
 @dataclass(frozen=True)
-class Funnel:
-    """Counts over committed shards; ``reasons`` is (status, reason) -> count, ok left out."""
-
-    num_shards: int
-    num_in: int
-    num_ok: int
-    num_filtered: int
-    num_failed: int
-    reasons: Mapping[tuple[str, str], int]
-
-    def __str__(self) -> str:
-        parts = [f"in {self.num_in}", f"ok {self.num_ok}"]
-        for status, num in (("filtered", self.num_filtered), ("failed", self.num_failed)):
-            counts = Counter({r: n for (s, r), n in self.reasons.items() if s == status})
-            listing = ", ".join(f"{reason}: {count}" for reason, count in counts.most_common(8))
-            more = f", and {len(counts) - 8} more reasons" if len(counts) > 8 else ""
-            parts.append(f"{status} {num}" + (f" ({listing}{more})" if num else ""))
-        return ", ".join(parts)
-
-
-@dataclass(frozen=True)
 class StepOutput:
-    """The output folder of one step of the pipeline."""
+    """The output folder of one step of the pipeline. Manifests never change: they are read once."""
 
     storage: Storage
+    known: dict[str, ShardManifest] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def open(cls, url: str, config: StorageConfig | None = None) -> StepOutput:
@@ -128,7 +84,10 @@ class StepOutput:
 
     def manifest(self, shard_id: str) -> ShardManifest:
         """Raises FileNotFoundError for a shard that is not committed."""
-        return ShardManifest(**json.loads(self.storage.get(f"manifest/{shard_id}.json")))
+        if shard_id not in self.known:
+            text = self.storage.get(f"manifest/{shard_id}.json")
+            self.known[shard_id] = ShardManifest(**json.loads(text))
+        return self.known[shard_id]
 
     def manifests(self) -> list[ShardManifest]:
         """All committed shards, sorted by id."""
@@ -326,7 +285,10 @@ class ShardCommitter:
             storage.put_file(shard_key, path)
             sizes[index_key], hashes[index_key] = len(index), _sha256_of_bytes(index)
             storage.put(index_key, index)
-        status_key, ledger = self._key("status", "parquet"), self._ledger()
+        status_key, ledger = (
+            self._key("status", "parquet"),
+            to_parquet(self.rows, self.column_types),
+        )
         sizes[status_key], hashes[status_key] = len(ledger), _sha256_of_bytes(ledger)
         storage.put(status_key, ledger)
         num = Counter(row.status for row in self.rows)
@@ -339,46 +301,13 @@ class ShardCommitter:
             num_ok=num["ok"],
             num_filtered=num["filtered"],
             num_failed=num["failed"],
-            reasons=_count_reasons(self.rows),
+            reasons=count_reasons(self.rows),
             bytes=sizes,
             sha256=hashes,
         )
 
     def _key(self, folder: str, extension: str) -> str:
         return f"{folder}/{self.shard_id}-{self.attempt}.{extension}"
-
-    def _ledger(self) -> bytes:
-        repeated = [key for key, num in Counter(row.key for row in self.rows).items() if num > 1]
-        if repeated:
-            raise ValueError(f"shard {self.shard_id}: key {repeated[0]} has more than one row")
-        columns = {
-            name: pa.array([getattr(row, name) for row in self.rows], pa.string())
-            for name in LEDGER_COLUMNS
-        }
-        types = {name: pa.type_for_alias(kind) for name, kind in self.column_types.items()}
-        untyped = dict.fromkeys(name for row in self.rows for name in row.columns)
-        for name in dict.fromkeys([*types, *untyped]):
-            assert name not in LEDGER_COLUMNS, f"column name {name} is taken by the ledger"
-            columns[name] = _column(name, self.rows, types.get(name))
-        buffer = io.BytesIO()
-        pq.write_table(pa.table(columns), buffer, compression="zstd")
-        return buffer.getvalue()
-
-
-def _column(name: str, rows: Sequence[Row], kind: pa.DataType | None) -> pa.Array:
-    try:
-        return pa.array([row.columns.get(name) for row in rows], kind)
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise ValueError(f"ledger column {name}: {error}") from None
-
-
-def _count_reasons(rows: Sequence[Row]) -> dict[str, dict[str, int]]:
-    reasons: dict[str, dict[str, int]] = {}
-    for row in rows:
-        if row.status != "ok":
-            counts = reasons.setdefault(row.status, {})
-            counts[row.reason] = counts.get(row.reason, 0) + 1
-    return reasons
 
 
 def _shard_of(key: str) -> str:

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.manifest import Funnel, Outcome, Row, StepOutput
+from data_pipeline.ledger import Funnel, Outcome, Row
+from data_pipeline.manifest import StepOutput
 from data_pipeline.shards import Sample
 from data_pipeline.storage import StorageConfig
 
@@ -109,7 +110,8 @@ def test_the_funnel_accounts_for_every_item(
 
 WRITE_AND_DIE = """
 import os, sys
-from data_pipeline.manifest import Outcome, Row, StepOutput
+from data_pipeline.ledger import Outcome, Row
+from data_pipeline.manifest import StepOutput
 from data_pipeline.shards import Sample
 from data_pipeline.storage import LocalStorage
 
@@ -205,7 +207,7 @@ def test_a_tar_that_was_cut_or_removed_is_named(output: StepOutput) -> None:
     path = output.shard_path("00000")
     data = path.read_bytes()
     path.write_bytes(data[:-512])
-    with pytest.raises(ValueError, match="00000-.*were committed"):
+    with pytest.raises(ValueError, match=r"00000-.*were committed"):
         list(output.read("00000"))
     path.write_bytes(data[:-1] + b"x")
     with pytest.raises(ValueError, match="differs from what was committed"):

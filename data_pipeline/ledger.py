@@ -1,0 +1,106 @@
+"""The ledger of a shard: one row per input item, whatever became of it, and the counts of many."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_pipeline.shards import Sample
+
+Status = Literal["ok", "filtered", "failed"]
+LEDGER_COLUMNS = ("key", "status", "reason", "detail")
+NUM_REASONS_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class Row:
+    """What became of one input item. There is exactly one per item, always.
+
+    ``reason`` says why it is not ok, in a few words that can be counted ("http 404");
+    ``detail`` is free text (an error's message); ``columns`` are further ledger columns.
+    """
+
+    key: str
+    status: Status
+    reason: str = ""
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """An item's row and, for an ok one that has output, its sample under the same key."""
+
+    row: Row
+    sample: Sample | None = None
+
+
+@dataclass(frozen=True)
+class Funnel:
+    """Counts over committed shards; ``reasons`` is (status, reason) -> count, ok left out."""
+
+    num_shards: int
+    num_in: int
+    num_ok: int
+    num_filtered: int
+    num_failed: int
+    reasons: Mapping[tuple[str, str], int]
+
+    def __str__(self) -> str:
+        parts = [f"in {self.num_in}", f"ok {self.num_ok}"]
+        for status, num in (("filtered", self.num_filtered), ("failed", self.num_failed)):
+            counts = Counter({r: n for (s, r), n in self.reasons.items() if s == status})
+            listing = ", ".join(
+                f"{reason}: {count}" for reason, count in counts.most_common(NUM_REASONS_SHOWN)
+            )
+            num_more = len(counts) - NUM_REASONS_SHOWN
+            more = f", and {num_more} more reasons" if num_more > 0 else ""
+            parts.append(f"{status} {num}" + (f" ({listing}{more})" if num else ""))
+        return ", ".join(parts)
+
+
+def to_parquet(rows: Sequence[Row], column_types: Mapping[str, str]) -> bytes:
+    """The ledger of a shard: key, status, reason, detail (strings) and the columns of the rows.
+
+    ``column_types`` gives Arrow type names ("float32") to columns; others are inferred.
+
+    Raises:
+        ValueError: two rows share a key, or a value does not fit its column.
+    """
+    repeated = [key for key, num in Counter(row.key for row in rows).items() if num > 1]
+    if repeated:
+        raise ValueError(f"key {repeated[0]} has more than one row")
+    columns = {
+        name: pa.array([getattr(row, name) for row in rows], pa.string()) for name in LEDGER_COLUMNS
+    }
+    types = {name: pa.type_for_alias(kind) for name, kind in column_types.items()}
+    untyped = dict.fromkeys(name for row in rows for name in row.columns)
+    for name in dict.fromkeys([*types, *untyped]):
+        assert name not in LEDGER_COLUMNS, f"column name {name} is taken by the ledger"
+        columns[name] = _column(name, rows, types.get(name))
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(columns), buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def count_reasons(rows: Sequence[Row]) -> dict[str, dict[str, int]]:
+    """status -> reason -> count, over the rows that are not ok."""
+    reasons: dict[str, dict[str, int]] = {}
+    for row in rows:
+        if row.status != "ok":
+            counts = reasons.setdefault(row.status, {})
+            counts[row.reason] = counts.get(row.reason, 0) + 1
+    return reasons
+
+
+def _column(name: str, rows: Sequence[Row], kind: pa.DataType | None) -> pa.Array:
+    try:
+        return pa.array([row.columns.get(name) for row in rows], kind)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise ValueError(f"ledger column {name}: {error}") from None
