@@ -17,13 +17,13 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from data_pipeline.fetch import FetchConfig, Fetcher, FetchError
+from data_pipeline.fetch_config import FetchConfig, FetchError
 from data_pipeline.images import ImageConfig, ImageError, StoredImage, store_image
 from data_pipeline.jobs import InfrastructureError, Job, JobsConfig, run_job
 from data_pipeline.manifest import Outcome, Row
@@ -32,6 +32,9 @@ from data_pipeline.sources.coyo import CoyoMetadata, find_duplicates
 from data_pipeline.storage import Storage, StorageConfig, open_storage
 from t2i.config import Section, add_config_arguments, config_from_args, describe_config, section
 from t2i.console import get_logger, run_command
+
+if TYPE_CHECKING:  # aiohttp is slow to import
+    from data_pipeline.fetch import Fetcher
 
 EPILOG = """\
 examples:
@@ -137,6 +140,8 @@ class DownloadStep:
         return outcomes
 
     async def _run(self, items: Sequence[DownloadItem]) -> list[Outcome]:
+        from data_pipeline.fetch import Fetcher
+
         with ThreadPoolExecutor(max_workers=1) as decoder:
             async with Fetcher(self.config.fetch, self.config.images.max_bytes) as fetcher:
                 return await asyncio.gather(

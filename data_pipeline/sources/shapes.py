@@ -11,22 +11,22 @@ The alt texts of the rows are as poor as the web's: they hardly tell what is to 
 from __future__ import annotations
 
 import argparse
-import functools
+import hashlib
 import json
+import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from pydantic import Field
 
 from data_pipeline.images import encode_image
+from data_pipeline.sources.picture_server import PictureServer
 from t2i.config import Section, add_config_arguments, config_from_args, describe_config, section
 from t2i.console import get_logger, progress, run_command
 from t2i.shapes import Scene, SceneObject, random_scene, render
@@ -80,9 +80,7 @@ class ShapesConfig(Section):
     dead_links: float = Field(default=0.03, ge=0, le=1)
     corrupt_files: float = Field(default=0.03, ge=0, le=1)  # cut pictures, HTML pages, empty bodies
     duplicate_urls: float = Field(default=0.02, ge=0, le=1)
-    duplicate_pictures: float = Field(
-        default=0.02, ge=0, le=1
-    )  # the same picture (pHash) under another URL
+    duplicate_pictures: float = Field(default=0.02, ge=0, le=1)  # one picture under two URLs
     private_addresses: float = Field(default=0.01, ge=0, le=1)
     low_aesthetics: float = Field(default=0.3, ge=0, le=1)
     null_aesthetics: float = Field(default=0.02, ge=0, le=1)
@@ -142,31 +140,6 @@ def make_source(config: ShapesConfig) -> None:
     logger.info("%s: %d rows, %d good pictures", metadata_path, len(rows), len(pictures))
 
 
-class PictureServer(ThreadingHTTPServer):
-    """Serves a source's pictures on 127.0.0.1; query strings are ignored, the rest is 404."""
-
-    daemon_threads = True
-    request_queue_size = 256
-
-    def __init__(self, config: ShapesConfig) -> None:
-        handler = functools.partial(_QuietHandler, directory=str(Path(config.folder) / "images"))
-        try:
-            super().__init__(("127.0.0.1", config.port), handler)
-        except OSError as error:
-            raise ValueError(
-                f"port {config.port} of 127.0.0.1: {error.strerror}; stop what uses it, or choose "
-                "another data_pipeline.source.port before making the pictures"
-            ) from None
-
-
-class _QuietHandler(SimpleHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    timeout = 30
-
-    def log_message(self, format: str, *args: Any) -> None:
-        return
-
-
 def _check_settings(folder: Path, config: ShapesConfig) -> None:
     path = folder / "settings.json"
     settings = config.model_dump(exclude={"folder"})
@@ -186,49 +159,37 @@ def _check_settings(folder: Path, config: ShapesConfig) -> None:
 
 
 def _draw_pictures(folder: Path, config: ShapesConfig) -> list[Picture]:
-    """Draw those that scenes.jsonl does not hold yet; no two have the same pHash."""
+    """Draw those that scenes.jsonl does not hold yet."""
     path = folder / "scenes.jsonl"
     pictures = load_pictures(folder) if path.exists() else []
     lines = "".join(_line(picture) for picture in pictures)
     _write_atomically(path, lines.encode())  # without a line that was cut
-    seen = {picture.image_phash for picture in pictures}
-    with path.open("a") as ledger, progress("shapes", config.num_images, "images") as bar:
-        bar.initial = bar.done = len(pictures)
-        for index in range(len(pictures), config.num_images):
-            picture, data = _draw_picture(index, config, seen)
+    num = config.num_images
+    with path.open("a") as ledger, progress("shapes", num, "images", len(pictures)) as bar:
+        for index in range(len(pictures), num):
+            picture, data = _draw_picture(index, config)
             _write_atomically(folder / "images" / picture.file, data)
             ledger.write(_line(picture))
             ledger.flush()
-            seen.add(picture.image_phash)
             pictures.append(picture)
             bar.update()
     return pictures
 
 
-def _draw_picture(index: int, config: ShapesConfig, seen: set[str]) -> tuple[Picture, bytes]:
-    """A picture of a new pHash and its encoded bytes: mostly JPEG, some PNG and WebP."""
+def _draw_picture(index: int, config: ShapesConfig) -> tuple[Picture, bytes]:
+    """A picture and its encoded bytes: mostly JPEG, some PNG and WebP.
+
+    In place of a perceptual hash it has one of its pixels: the signs of a few frequencies, as
+    pHash has it, are the same for many toy scenes.
+    """
+    rng = np.random.default_rng([config.seed, index])
+    scene = random_scene(rng)
+    image = render(scene, rng, config.image_size)
+    pixel_hash = hashlib.blake2b(image.tobytes(), digest_size=8).hexdigest()
     extension = {3: "png", 7: "webp"}.get(index % 10, "jpg")
-    attempt = 0
-    while True:
-        rng = np.random.default_rng([config.seed, index, attempt])
-        scene = random_scene(rng)
-        image = render(scene, rng, config.image_size)
-        image_phash = perceptual_hash(image)
-        if image_phash not in seen:
-            break
-        attempt += 1
     file = f"{index:06d}.{extension}"
-    picture = Picture(file, f"{config.base_url}/{file}", image_phash, scene)
+    picture = Picture(file, f"{config.base_url}/{file}", pixel_hash, scene)
     return picture, encode_image(image, extension, quality=95)
-
-
-def perceptual_hash(image: Image.Image) -> str:
-    """DCT pHash as 16 hex digits: signs of the 8 x 8 lowest frequencies against their median."""
-    from scipy.fft import dctn
-
-    gray = np.asarray(image.convert("L").resize((32, 32), Image.Resampling.LANCZOS), np.float64)
-    low = dctn(gray)[:8, :8]
-    return np.packbits(low > np.median(low)).tobytes().hex()
 
 
 def _line(picture: Picture) -> str:
@@ -374,10 +335,12 @@ def serve(config: ShapesConfig, command: Sequence[str]) -> int:
     """
     if not (Path(config.folder) / "metadata.parquet").exists():
         raise ValueError(f"{config.folder}: no pictures yet; run this first without --serve")
-    with PictureServer(config) as server:
+    with PictureServer(Path(config.folder) / "images", config.port) as server:
         logger.info("serving %s/images at %s", config.folder, config.base_url)
         if not command:
             server.serve_forever()
+        # `kill` ends the command, too
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         try:

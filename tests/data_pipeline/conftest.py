@@ -1,7 +1,8 @@
-"""Fixtures of the data pipeline's tests: a real S3 server on loopback, a toy step."""
+"""Fixtures of the data pipeline's tests: a real S3 server on loopback, connections on record."""
 
 from __future__ import annotations
 
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,3 +43,25 @@ def s3_url(s3_config: StorageConfig) -> str:
     client = boto3.client("s3", endpoint_url=s3_config.endpoint_url, region_name=s3_config.region)
     client.create_bucket(Bucket=bucket)
     return f"s3://{bucket}/some/prefix"
+
+
+_connections: list[object] = []
+
+
+def _record_connections(event: str, arguments: tuple[object, ...]) -> None:
+    if event == "socket.connect":
+        _connections.append(arguments[1])
+
+
+@pytest.fixture(scope="session")
+def all_connections() -> list[object]:
+    """The addresses that this process tried to connect to, as the interpreter's audit saw them."""
+    sys.addaudithook(_record_connections)  # a hook stays for good, so it is added once
+    return _connections
+
+
+@pytest.fixture
+def connections(all_connections: list[object]) -> list[object]:
+    """The same, emptied before each test."""
+    all_connections.clear()
+    return all_connections
