@@ -3,8 +3,8 @@
 A `Step` turns a shard's items into outcomes, batch by batch; `run_job` sees to the rest. Shards
 that are committed are skipped. An exception in a batch is bisected down to the item at fault,
 whose row then says failed. When a worker dies, its shard is begun again, the batch that ran at
-its death first; when that dies again, its items run one by one, and the one that takes a worker
-with it is quarantined (failed, reason "worker died"). What cannot be done after all that, such
+its death first; when that dies again, its items run one by one, and one that takes a worker with it
+twice more is quarantined (failed, reason "worker died"). What cannot be done after all that, such
 as a shard whose input is gone, is named at the end, and the exit code says so; the others go on.
 """
 
@@ -28,6 +28,7 @@ from t2i.config import Section
 from t2i.console import get_logger, progress
 
 DEATHS_BEFORE_ALONE = 2  # deaths of a batch before its items run one by one
+DEATHS_ALONE = 2  # deaths of an item on its own before it is quarantined: one may be chance
 ERRORS_BEFORE_STOPPING = 10  # fewer exceptions in a shard never stop it, whatever their share
 DETAIL_LENGTH = 500
 LONGEST_PAUSE_SECONDS = 60.0
@@ -215,14 +216,16 @@ class Suspects:
     """Keys that were running when workers died, and what follows for the next attempt."""
 
     deaths: Counter[str] = field(default_factory=Counter)
+    deaths_alone: Counter[str] = field(default_factory=Counter)
     quarantined: list[str] = field(default_factory=list)
 
     def blame(self, running: Sequence[str]) -> None:
-        """Note a death; one that ran alone as a suspect is quarantined."""
-        if len(running) == 1 and self.deaths[running[0]] >= DEATHS_BEFORE_ALONE:
-            self.quarantined.append(running[0])
-        else:
-            self.deaths.update(running)
+        """Note a death while these keys were running; none when the worker died between batches."""
+        self.deaths.update(running)
+        if len(running) == 1:
+            self.deaths_alone.update(running)
+            if self.deaths_alone[running[0]] >= DEATHS_ALONE:
+                self.quarantined.append(running[0])
 
     def batches(self, keys: Sequence[str], batch_size: int) -> Iterator[list[str]]:
         """All keys but the quarantined ones; suspects first, so that little is done in vain."""
