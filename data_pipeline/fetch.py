@@ -12,6 +12,7 @@ import asyncio
 import ipaddress
 import socket
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import aiohttp
@@ -113,6 +114,8 @@ class Fetcher:
 
     async def __aenter__(self) -> Fetcher:
         config = self.config
+        # Names are resolved in threads, each for as long as an answer takes.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(config.concurrency))
         self.slots = asyncio.Semaphore(config.concurrency)
         self.host_slots: defaultdict[str, asyncio.Semaphore] = defaultdict(
             lambda: asyncio.Semaphore(config.max_per_host)

@@ -4,6 +4,7 @@ shards can be cut anywhere, and a second run does no work again. The web is the 
 from __future__ import annotations
 
 import json
+import pickle
 import resource
 import subprocess
 import sys
@@ -186,6 +187,12 @@ def test_a_web_that_answers_nothing_leaves_the_shards_undone(web: Web, tmp_path:
     dead = download(web.config(tmp_path / "out", **changes, outage_rows=0))
     assert dead.exit_code == 0
     assert dead.funnel.reasons["failed", "connection_error"] == NUM_IMAGES + 12
+
+
+def test_the_step_can_be_sent_to_another_process(web: Web, tmp_path: Path) -> None:
+    make_step = make_job(web.config(tmp_path), StorageConfig()).make_step
+    items = pickle.loads(pickle.dumps(make_step))().load("00003")
+    assert [item.key for item in items] == [f"00003{i:06d}" for i in range(NUM_IMAGES + 27 - 75)]
 
 
 def test_images_go_to_s3_by_the_same_way(web: Web, s3_url: str, s3_config: StorageConfig) -> None:
