@@ -28,6 +28,7 @@ from data_pipeline.storage import StorageConfig
 from t2i.config import Section, add_config_arguments, config_from_args, describe_config, section
 from t2i.console import get_logger, run_command
 
+SIDE_COLUMNS = ("image_width", "image_height")  # as data_pipeline.download measured them
 BATCH_SIZE = 1024  # rows at a time: only a matter of how often progress is shown
 
 logger = get_logger("filter")
@@ -54,7 +55,7 @@ class FilterConfig(Section):
         """The facts about an image that the limits look at."""
         watermark = [self.watermark_column] if self.max_watermark is not None else []
         nsfw = [self.nsfw_column] if self.max_nsfw is not None else []
-        side = ["width", "height"] if self.min_side is not None else []
+        side = list(SIDE_COLUMNS) if self.min_side is not None else []
         return [self.aesthetic_column, *watermark, *nsfw, *side]
 
 
@@ -97,9 +98,10 @@ def reason_to_drop(config: FilterConfig, facts: Mapping[str, Any]) -> str:
         if not facts[column] <= limit:
             return f"{name}>{limit:g}"
     if config.min_side is not None:
-        if facts["width"] is None or facts["height"] is None:
+        sides = [facts[column] for column in SIDE_COLUMNS]
+        if None in sides:
             return "no_size"
-        if min(facts["width"], facts["height"]) < config.min_side:
+        if min(sides) < config.min_side:
             return f"side<{config.min_side}"
     return ""
 

@@ -28,8 +28,8 @@ def facts(**changes: Any) -> dict[str, Any]:
         "aesthetic_score_laion_v2": 6.0,
         "watermark_score": 0.1,
         "nsfw_score_opennsfw2": 0.1,
-        "width": 512,
-        "height": 512,
+        "image_width": 512,
+        "image_height": 512,
         **changes,
     }
 
@@ -67,12 +67,11 @@ def test_only_scores_strictly_above_the_limit_are_kept(tmp_path: Path, in_ledger
 def test_the_same_works_on_s3(s3_url: str, s3_config: StorageConfig) -> None:
     for in_ledger in (True, False):
         folder = f"{s3_url}/{in_ledger}"
-        for number, images in enumerate([StepOutput.open(f"{folder}/images", s3_config)]):
-            with images.writer(f"{number:05d}") as writer:
-                score = {"aesthetic_score_laion_v2": 6.0}
-                sample = Sample("a", {"json": json.dumps(score).encode()})
-                writer.add(Outcome(Row("a", "ok", columns=score if in_ledger else {}), sample))
-                writer.commit()
+        with StepOutput.open(f"{folder}/images", s3_config).writer("00000") as writer:
+            score = {"aesthetic_score_laion_v2": 6.0}
+            sample = Sample("a", {"json": json.dumps(score).encode()})
+            writer.add(Outcome(Row("a", "ok", columns=score if in_ledger else {}), sample))
+            writer.commit()
         config = FilterConfig(input=f"{folder}/images", output=f"{folder}/kept")
         assert run_job(make_job(config, s3_config), JobsConfig()).funnel.num_ok == 1
 
@@ -90,10 +89,10 @@ def test_the_same_works_on_s3(s3_url: str, s3_config: StorageConfig) -> None:
         ({"max_watermark": 0.5}, {"watermark_score": 0.51}, "watermark>0.5"),
         ({"max_watermark": 0.5}, {"watermark_score": None}, "no_watermark_score"),
         ({"max_nsfw": 0.2}, {"nsfw_score_opennsfw2": 0.3}, "nsfw>0.2"),
-        ({"min_side": 256}, {"width": 255}, "side<256"),
-        ({"min_side": 256}, {"height": 255}, "side<256"),
-        ({"min_side": 256}, {"width": 256}, ""),
-        ({"min_side": 256}, {"width": None}, "no_size"),
+        ({"min_side": 256}, {"image_width": 255}, "side<256"),
+        ({"min_side": 256}, {"image_height": 255}, "side<256"),
+        ({"min_side": 256}, {"image_width": 256}, ""),
+        ({"min_side": 256}, {"image_width": None}, "no_size"),
     ],
 )
 def test_each_limit_has_its_own_reason(
