@@ -30,8 +30,10 @@ class LaunchConfig(Section):
     stage2: StageConfig = StageConfig(
         folder="outputs/runs/stage2", start_from_run="outputs/runs/stage1"
     )
-    # Held-out samples for the validation loss; 0 = no validation.
-    validation_samples: int = 64
+    # Samples of the validation loss (0 = none) and where they lie: differences from
+    # data_pipeline.loader, such as {datasets: [{path: held_out/latents}]}.
+    validation_samples: int = Field(default=0, ge=0)
+    validation_loader: dict[str, Any] = Field(default_factory=dict)
 
     def stage(self, number: Literal[1, 2]) -> StageConfig:
         """The stage by its number on the command line."""
@@ -62,6 +64,8 @@ def _merge(base: dict[str, Any], difference: dict[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for name, value in difference.items():
         old = merged.get(name)
-        nested = isinstance(old, dict) and isinstance(value, dict)
-        merged[name] = _merge(old, value) if nested else value
+        if isinstance(old, dict) and isinstance(value, dict):
+            merged[name] = _merge(old, value)
+        else:
+            merged[name] = value
     return merged

@@ -37,11 +37,12 @@ stop_ray() {
     [ -z "$ray_started" ] || ray stop --force >/dev/null 2>&1 || true
     ray_started=
 }
-trap 'stop_server; stop_ray' EXIT
+trap stop_ray EXIT
 
 step shapes python -m data_pipeline.sources.shapes --config "$config"
-
-download_from_shapes_world "$config"
+# The pictures are served on loopback for as long as they are downloaded.
+step download python -m data_pipeline.sources.shapes --config "$config" \
+    --serve python -m data_pipeline.download --config "$config"
 
 # A Ray cluster that is up already is used and left alone.
 if [ ! -e "$out/done/recaption" ] && ! ray status >/dev/null 2>&1; then

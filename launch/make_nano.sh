@@ -24,7 +24,8 @@ step internvl python -m launch.nano.internvl --output $assets/text_encoder
 # make_data CONFIG: Shapes web -> images -> captions -> latents, by the pipeline's own commands.
 make_data() {
     step shapes python -m data_pipeline.sources.shapes --config "$1"
-    download_from_shapes_world "$1"
+    step download python -m data_pipeline.sources.shapes --config "$1" \
+        --serve python -m data_pipeline.download --config "$1"
     step recaption recaption --config "$1" --executor local
     step filter python -m data_pipeline.filter --config "$1"
     step latents python -m data_pipeline.latents --config "$1"

@@ -22,21 +22,3 @@ print(json.dumps({"step": name, "seconds": round(float(end) - float(begin), 1), 
 PYTHON
     mv "$out/done/$name.tmp" "$out/done/$name"
 }
-
-# download_from_shapes_world CONFIG: serve the rendered pictures on loopback while downloading them.
-download_from_shapes_world() {
-    if [ ! -e "$out/done/download" ]; then
-        echo "\$ python -m data_pipeline.sources.shapes --config $1 --serve &"
-        python -m data_pipeline.sources.shapes --config "$1" --serve 2>"$out/logs/server.log" &
-        server_pid=$!
-    fi
-    step download python -m data_pipeline.download --config "$1"
-    stop_server
-}
-
-server_pid=
-stop_server() {
-    [ -z "$server_pid" ] || kill "$server_pid" 2>/dev/null || true
-    server_pid=
-}
-trap stop_server EXIT

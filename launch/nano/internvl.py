@@ -5,6 +5,7 @@
 A real `transformers` InternVL of about 3M parameters. First its vision tower learns to see: a
 throw-away head names shape, colour and size in every place. Then the whole model learns to
 describe images, to shorten descriptions, and plain captions behind the text encoder's prefix.
+Last the vision tower learns to see better, while the language model, now done, stands still.
 Batches are a function of (seed, step): the same command resumes from its last checkpoint and,
 when finished, says so. At the end its captions of held-out scenes are measured and written to
 ``metrics.json``.
@@ -25,13 +26,13 @@ if TYPE_CHECKING:
     import torch
     from transformers import InternVLForConditionalGeneration
 
-    from launch.nano.internvl_tasks import SceneHead
+    from launch.nano.internvl_tasks import Batch, SceneHead
     from t2i.encoders.internvl import InternVL, InternVLProcessor
 
 LOG = get_logger("nano.internvl")
 WARMUP_STEPS = 50
 CHECKPOINT_EVERY = 200
-# Weight of the scene head's loss beside the language loss, in the second phase.
+# Weight of the scene head's loss beside the language loss.
 SCENE_WEIGHT = 0.3
 NUM_HELD_OUT = 256
 MAX_NEW_TOKENS = 96
@@ -44,8 +45,9 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--output", type=Path, required=True, help="folder for the trained model")
-    parser.add_argument("--vision-steps", type=int, default=1500, help="first phase (1500)")
-    parser.add_argument("--steps", type=int, default=2500, help="second phase (2500)")
+    parser.add_argument("--vision-steps", type=int, default=600, help="first phase (600)")
+    parser.add_argument("--steps", type=int, default=1800, help="second phase (1800)")
+    parser.add_argument("--polish-steps", type=int, default=1500, help="last phase (1500)")
     parser.add_argument("--batch", type=int, default=64, help="examples a step (64)")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
@@ -67,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class Trainer:
-    """Both phases, from the newest checkpoint on."""
+    """All phases, from the newest checkpoint on."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         import torch
@@ -82,6 +84,8 @@ class Trainer:
             torch.manual_seed(args.seed)
             width = self.model.config.text_config.hidden_size
             self.head: SceneHead = SceneHead(self.processor.num_image_tokens, width)
+        # Twice as fast as scaled_dot_product_attention, whose CPU backward is slow in bfloat16.
+        self.model.set_attn_implementation("eager")
         self.model.to(args.device)
         self.head.to(args.device)
         parameters = [*self.model.parameters(), *self.head.parameters()]
@@ -96,10 +100,11 @@ class Trainer:
         """Train to the last step, saving every now and then."""
         import torch
 
-        total = self.args.vision_steps + self.args.steps
+        args = self.args
+        total = args.vision_steps + args.steps + args.polish_steps
         with progress("InternVL-nano", total, "steps", self.step) as bar:
             while self.step < total:
-                with torch.autocast(self.args.device, torch.bfloat16):
+                with torch.autocast(args.device, torch.bfloat16):
                     losses = self.losses()
                 self.update(sum(losses.values()))
                 values = {name: loss.item() for name, loss in losses.items()}
@@ -108,57 +113,52 @@ class Trainer:
                 bar.update(1, values)
                 if self.step % CHECKPOINT_EVERY == 0:
                     self.save()
-                    if self.step > self.args.vision_steps:
+                    if self.step > args.vision_steps:
                         self.look()
 
     def losses(self) -> dict[str, torch.Tensor]:
         """The losses of this step; they are summed."""
-        if self.step < self.args.vision_steps:
-            return {"scene": self.vision_loss()}
-        return self.joint_losses()
+        from launch.nano.internvl_tasks import make_batch, make_image_batch
 
-    def vision_loss(self) -> torch.Tensor:
-        """First phase: what is where in the image, by the scene head."""
-        from launch.nano.internvl_tasks import make_image_batch
+        args, step = self.args, self.step
+        if step < args.vision_steps:
+            batch = make_image_batch(self.processor, args.seed, step, args.batch, 0)
+        elif step < args.vision_steps + args.steps:
+            batch = make_batch(self.processor, args.seed, step, args.batch)
+        else:
+            self.model.model.language_model.requires_grad_(False)
+            self.model.lm_head.requires_grad_(False)
+            batch = make_image_batch(self.processor, args.seed, step, args.batch, args.batch // 4)
+        batch = batch.to(args.device)
+        image_tokens = self.model.get_image_features(batch.pixels).pooler_output
+        scene = self.head.loss(image_tokens, batch.cells, batch.backgrounds)
+        if step < args.vision_steps:
+            return {"scene": scene}
+        return {"answers": self.answer_loss(batch, image_tokens), "scene": SCENE_WEIGHT * scene}
 
-        args = self.args
-        batch = make_image_batch(self.processor, args.seed, self.step, args.batch)
-        pixels, cells, backgrounds = (tensor.to(args.device) for tensor in batch)
-        image_tokens = self.model.get_image_features(pixels).pooler_output
-        return self.head.loss(image_tokens, cells, backgrounds)
-
-    def joint_losses(self) -> dict[str, torch.Tensor]:
-        """Second phase: the answers' tokens, and still the scene."""
+    def answer_loss(self, batch: Batch, image_tokens: torch.Tensor) -> torch.Tensor:
+        """Mean cross entropy of the answers' tokens."""
         from torch.nn.functional import cross_entropy
 
-        from launch.nano.internvl_tasks import IGNORED, make_batch
+        from launch.nano.internvl_tasks import IGNORED
 
-        args = self.args
-        batch = make_batch(self.processor, args.seed, self.step, args.batch)
-        input_ids = batch.input_ids.to(args.device)
-        image_tokens = self.model.get_image_features(batch.pixels.to(args.device)).pooler_output
-        embeddings = self.model.get_input_embeddings()(input_ids)
-        is_image = (input_ids == self.model.config.image_token_id).unsqueeze(-1)
+        embeddings = self.model.get_input_embeddings()(batch.input_ids)
+        is_image = (batch.input_ids == self.model.config.image_token_id).unsqueeze(-1)
         embeddings = embeddings.masked_scatter(is_image, image_tokens.to(embeddings.dtype))
-        logits = self.model(
-            inputs_embeds=embeddings, attention_mask=batch.attention_mask.to(args.device)
-        ).logits
-        answers = cross_entropy(
+        logits = self.model(inputs_embeds=embeddings, attention_mask=batch.attention_mask).logits
+        return cross_entropy(
             logits[:, :-1].flatten(0, 1).float(),
-            batch.labels[:, 1:].flatten().to(args.device),
+            batch.labels[:, 1:].flatten(),
             ignore_index=IGNORED,
         )
-        scene = self.head.loss(
-            image_tokens, batch.cells.to(args.device), batch.backgrounds.to(args.device)
-        )
-        return {"answers": answers, "scene": SCENE_WEIGHT * scene}
 
     def update(self, loss: torch.Tensor) -> None:
         """One optimizer step."""
         import torch
 
-        rate = self.args.learning_rate * learning_rate_factor(
-            self.step, self.args.vision_steps, self.args.steps
+        args = self.args
+        rate = args.learning_rate * learning_rate_factor(
+            self.step, args.vision_steps, args.steps, args.polish_steps
         )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -173,7 +173,7 @@ class Trainer:
         from t2i.encoders.internvl import InternVL
 
         measured = measure(InternVL(self.model, self.processor), 64)
-        self.model.train().requires_grad_(True)
+        self.model.train().requires_grad_(True)  # InternVL froze it
         self.metrics.write({"step": self.step, **measured})
         LOG.info("step %d: %s", self.step, measured)
 
@@ -203,11 +203,13 @@ class Trainer:
         LOG.info("resuming at step %d from %s", self.step, self.checkpoint)
 
 
-def learning_rate_factor(step: int, vision_steps: int, steps: int) -> float:
-    """Each phase warms up linearly; the first stays there, the second falls as a cosine to 0."""
+def learning_rate_factor(step: int, vision_steps: int, steps: int, polish_steps: int) -> float:
+    """Each phase warms up linearly; the first stays there, the others fall as a cosine to 0."""
     if step < vision_steps:
         return min(1.0, (step + 1) / WARMUP_STEPS)
     step -= vision_steps
+    if step >= steps:
+        step, steps = step - steps, polish_steps
     return min(1.0, (step + 1) / WARMUP_STEPS) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
@@ -267,6 +269,7 @@ def finish(model: InternVLForConditionalGeneration, args: argparse.Namespace) ->
         "num_held_out": NUM_HELD_OUT,
         "vision_steps": args.vision_steps,
         "steps": args.steps,
+        "polish_steps": args.polish_steps,
         "seed": args.seed,
     }
     (args.output / "metrics.json").write_text(json.dumps(metrics) + "\n")

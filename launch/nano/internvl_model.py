@@ -112,9 +112,7 @@ def build_processor(folder: Path, seed: int) -> InternVLProcessor:
     )
 
 
-def build_model(
-    processor: InternVLProcessor, seed: int
-) -> InternVLForConditionalGeneration:
+def build_model(processor: InternVLProcessor, seed: int) -> InternVLForConditionalGeneration:
     """A random InternVL of about 3M parameters: a ViT of width 128, a Qwen2 of width 192."""
     tokenizer = processor.tokenizer
     config = InternVLConfig(

@@ -10,7 +10,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from t2i.encoders.internvl import InternVLProcessor
+from t2i.encoders.internvl import InternVLProcessor, encode_text
 from t2i.encoders.prompts import DETAILED_PROMPT, DISTILLING_PROMPTS
 from t2i.encoders.text_config import PROMPT_PREFIX
 from t2i.shapes import (
@@ -37,10 +37,10 @@ IMAGE_CLASSES = (len(BACKGROUNDS), len(PATTERNS))
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's examples; those with an image come first.
+    """One step's examples; those with an image come first, in the order of the images.
 
     Attributes:
-        input_ids: (B, L) int64, padded on the right.
+        input_ids: (B, L) int64, padded on the right; B may be 0.
         attention_mask: (B, L) int64.
         labels: (B, L) int64, the input ids where they are an answer, else IGNORED.
         pixels: (num_images, 3, H, W) float32.
@@ -55,41 +55,57 @@ class Batch:
     cells: Tensor
     backgrounds: Tensor
 
+    def to(self, device: str) -> Batch:
+        """The same batch on another device."""
+        return Batch(**{name: tensor.to(device) for name, tensor in vars(self).items()})
+
 
 def make_batch(processor: InternVLProcessor, seed: int, step: int, size: int) -> Batch:
     """The batch of a step: a function of (seed, step) alone. ``size`` is a multiple of 16."""
     assert size % 16 == 0
     rng = np.random.default_rng((seed, step))
     num_each = size // 16
-    image_scenes = [random_scene(rng) for _ in range(IMAGE_SHARE * num_each)]
-    images = [render(scene, rng) for scene in image_scenes]
-    examples = [image_example(processor, scene) for scene in image_scenes]
+    scenes, images = random_images(rng, IMAGE_SHARE * num_each)
+    examples = [image_example(processor, scene) for scene in scenes]
     for level in range(len(DISTILLING_PROMPTS)):
         for _ in range(DISTILLING_SHARE * num_each):
             examples.append(distilling_example(processor, random_scene(rng), level))
     for _ in range(PLAIN_SHARE * num_each):
         examples.append(plain_example(processor, random_scene(rng), int(rng.integers(4))))
+    return _collate(processor, examples, scenes, images)
+
+
+def make_image_batch(
+    processor: InternVLProcessor, seed: int, step: int, size: int, num_described: int
+) -> Batch:
+    """A step's batch of ``size`` images, with captions for the first ``num_described`` only."""
+    rng = np.random.default_rng((seed, step))
+    scenes, images = random_images(rng, size)
+    examples = [image_example(processor, scene) for scene in scenes[:num_described]]
+    return _collate(processor, examples, scenes, images)
+
+
+def random_images(rng: np.random.Generator, num: int) -> tuple[list[Scene], list[Image]]:
+    """Scenes and their pictures."""
+    scenes = [random_scene(rng) for _ in range(num)]
+    return scenes, [render(scene, rng) for scene in scenes]
+
+
+def _collate(
+    processor: InternVLProcessor,
+    examples: Sequence[tuple[list[int], list[int]]],
+    scenes: Sequence[Scene],
+    images: Sequence[Image],
+) -> Batch:
     input_ids, attention_mask, labels = pad_right(examples, processor.tokenizer.pad_token_id)
-    cells, backgrounds = scene_classes(image_scenes)
+    cells, backgrounds = scene_classes(scenes)
     pixels = processor.pixels(images)
     return Batch(input_ids, attention_mask, labels, pixels, cells, backgrounds)
 
 
-def make_image_batch(
-    processor: InternVLProcessor, seed: int, step: int, size: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Pixels, cells and backgrounds of `Batch`, for ``size`` scenes of (seed, step)."""
-    rng = np.random.default_rng((seed, step))
-    scenes = [random_scene(rng) for _ in range(size)]
-    images = [render(scene, rng) for scene in scenes]
-    return processor.pixels(images), *scene_classes(scenes)
-
-
 def held_out_scenes(num: int) -> list[tuple[Scene, Image]]:
     """Scenes with their images that no step of the training draws."""
-    rng = np.random.default_rng(1_000_000_000)
-    scenes = [random_scene(rng) for _ in range(num)]
-    return [(scene, render(scene, rng)) for scene in scenes]
+    return list(zip(*random_images(np.random.default_rng(1_000_000_000), num), strict=True))
 
 
 def image_example(processor: InternVLProcessor, scene: Scene) -> tuple[list[int], list[int]]:
@@ -111,18 +127,19 @@ def plain_example(
     processor: InternVLProcessor, scene: Scene, level: int
 ) -> tuple[list[int], list[int]]:
     """The text encoder's prefix and a caption after it, without a chat around them."""
-    return processor.encode_text(PROMPT_PREFIX), _answer(processor, f" {captions(scene)[level]}")
+    prefix = encode_text(processor.tokenizer, PROMPT_PREFIX)
+    return prefix, _answer(processor, f" {captions(scene)[level]}")
 
 
 def _answer(processor: InternVLProcessor, text: str) -> list[int]:
-    return [*processor.encode_text(text), processor.tokenizer.eos_token_id]
+    return [*encode_text(processor.tokenizer, text), processor.tokenizer.eos_token_id]
 
 
 def pad_right(
     examples: Sequence[tuple[list[int], list[int]]], pad_token_id: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Input ids, attention mask and labels of `Batch`."""
-    length = max(len(question) + len(answer) for question, answer in examples)
+    length = max((len(question) + len(answer) for question, answer in examples), default=0)
     input_ids = torch.full((len(examples), length), pad_token_id)
     attention_mask = torch.zeros_like(input_ids)
     labels = torch.full_like(input_ids, IGNORED)
