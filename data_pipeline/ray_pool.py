@@ -46,10 +46,15 @@ class PoolOptions:
 
 
 class _Actor:
-    """The remote side: holds the object that ``make`` builds and calls its methods."""
+    """The remote side: holds the object that ``make`` builds and calls its methods.
 
-    def __init__(self, make: Callable[[], Any]) -> None:
+    It works in the driver's folder where there is such a one, so that relative paths agree.
+    """
+
+    def __init__(self, make: Callable[[], Any], folder: str) -> None:
         self.make = make
+        if os.path.isdir(folder):
+            os.chdir(folder)
 
     def start(self) -> None:
         self.worker = self.make()
@@ -107,7 +112,7 @@ class RemoteWorker:
         make_actor = ray.remote(_Actor).options(
             num_cpus=self.options.num_cpus, num_gpus=self.options.num_gpus, max_restarts=0
         )
-        self.actor = make_actor.remote(self.make)
+        self.actor = make_actor.remote(self.make, os.getcwd())
         try:
             self._wait(self.actor.start.remote(), give_up, "a worker to start")
         except BaseException:

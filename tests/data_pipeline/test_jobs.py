@@ -407,6 +407,10 @@ def test_on_ray_faults_reach_the_one_who_started_the_job(tmp_path: Path) -> None
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_on_ray_more_workers_than_the_cluster_holds_do_no_harm(tmp_path: Path) -> None:
-    job = make_toy_job(str(tmp_path), fail_on(), num_shards=3)
+def test_on_ray_more_workers_than_the_cluster_holds_do_no_harm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    job = make_toy_job("a/relative/path", fail_on(), num_shards=3)
     assert run_on_ray(job, num_workers=3, num_cpus_per_worker=2.0).exit_code == 0
+    assert len(StepOutput.open(str(tmp_path / "a/relative/path")).committed()) == 3
