@@ -11,11 +11,10 @@ import resource
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -23,78 +22,18 @@ from torch import distributed as dist
 
 from t2i.batch import TrainingBatch
 from t2i.console import Progress, get_logger, progress
-from t2i.models.tr_dit import TRDiT, load_weights
+from t2i.models.tr_dit import load_weights
 from t2i.training import checkpoint
-from t2i.training.checkpoint import Checkpoint, TrainingState
+from t2i.training.checkpoint import TrainingState
 from t2i.training.ema import EMA
 from t2i.training.engine import MOMENTS, Engine
 from t2i.training.metrics import NUM_TIME_BINS, LossSums, Reporter, mean_losses
 from t2i.training.objectives import FlowMatching, TextConditioned
-from t2i.training.training_config import TrainingConfig
+from t2i.training.run import Run, Start
 
 VALIDATION_TIMES = tuple((i + 0.5) / 8 for i in range(8))
 
 logger = get_logger("train")
-
-
-class EncodedText(Protocol):
-    """What the text encoder gives back: hidden states (B, L, E) and their mask (B, L) bool."""
-
-    @property
-    def states(self) -> Tensor: ...
-    @property
-    def mask(self) -> Tensor: ...
-
-
-@dataclass(frozen=True)
-class Start:
-    """Where a process starts from: fp32 tensors by parameter name, and its place in the run.
-
-    Attributes:
-        source: where the tensors come from, for messages.
-        weights: None = the model's own random weights.
-        ema: None = a copy of the weights.
-        moments: Adam's ``exp_avg`` and ``exp_avg_sq``, or None for a new optimizer.
-        optimizer_steps: updates that the moments have seen.
-        ema_updates: updates that the EMA has seen.
-        step: steps that this run has done.
-        skipped: those of them without an update.
-    """
-
-    source: str
-    weights: Mapping[str, Tensor] | None = None
-    ema: Mapping[str, Tensor] | None = None
-    moments: Mapping[str, Mapping[str, Tensor]] | None = None
-    optimizer_steps: int = 0
-    ema_updates: int = 0
-    step: int = 0
-    skipped: int = 0
-
-
-@dataclass(frozen=True)
-class Run:
-    """Everything that a training run needs; `launch` puts it together.
-
-    Attributes:
-        folder: receives config.yaml, metrics.jsonl and checkpoints/.
-        model: with fp32 weights, on the CPU.
-        encode: captions -> states and mask, without gradients, on ``device``.
-        batches: step -> this rank's micro-batches from that step on, in order.
-        validation: this rank's held-out batches, equally many on each rank; may be empty.
-        start: from `resume` when ``folder`` has a checkpoint.
-        settings: the resolved config, stored beside each checkpoint (YAML).
-    """
-
-    name: str
-    folder: Path
-    config: TrainingConfig
-    model: TRDiT
-    encode: Callable[[Sequence[str]], EncodedText]
-    batches: Callable[[int], Iterator[TrainingBatch]]
-    validation: Sequence[TrainingBatch]
-    start: Start
-    settings: str
-    device: torch.device
 
 
 def train(run: Run) -> bool:
@@ -144,7 +83,8 @@ class Trainer:
             run.model.config.patch_size,
         )
         self._load(run.start)
-        self.stop_requested = False
+        self.stop_wanted = False  # by a signal to this process
+        self.stop_agreed = False  # by all processes, after the same step
         self.skipped_in_a_row = 0
         self.reporter: Reporter | None = None
 
@@ -213,19 +153,22 @@ class Trainer:
             while self.step < self.config.steps:
                 self._train_step(batches, window)
                 self.step += 1
-                at_end = self.step == self.config.steps
-                if self.step % self.config.log_every == 0 or at_end:
+                logging = self._is_due(self.config.log_every)
+                if logging:
                     self._log(window, bar)
-                    window = Window()
-                if self.step % self.config.validate_every == 0 or at_end:
+                if self._is_due(self.config.validate_every):
                     self._validate()
-                if self.step % self.config.checkpoint_every == 0 or at_end or self.stop_requested:
+                if self._is_due(self.config.checkpoint_every) or self.stop_agreed:
                     last_saved = self.step if self._save() else last_saved
-                if self.stop_requested:
+                if self.stop_agreed:
                     break
+                window = Window() if logging else window
         if last_saved < self.step:
             raise OSError(f"{self.checkpoints}: the last checkpoint could not be written")
         return self.step >= self.config.steps
+
+    def _is_due(self, every: int) -> bool:
+        return self.step % every == 0 or self.step == self.config.steps
 
     def _train_step(self, batches: Iterator[TrainingBatch], window: Window) -> None:
         """One optimizer step: ``accumulation`` micro-batches, update, EMA."""
@@ -258,11 +201,11 @@ class Trainer:
 
     def _agree(self, sums_2T: Tensor) -> Tensor:
         """Sum the losses over ranks; the same message tells all ranks to stop if one was asked."""
-        wish = torch.tensor([float(self.stop_requested)], dtype=torch.float64)
+        wish = torch.tensor([float(self.stop_wanted)], dtype=torch.float64)
         message = torch.cat([sums_2T.flatten(), wish.to(sums_2T.device)])
         dist.all_reduce(message)
         message = message.cpu()
-        self.stop_requested = bool(message[-1] > 0)
+        self.stop_agreed = bool(message[-1] > 0)
         return message[:-1].reshape(2, NUM_TIME_BINS)
 
     def _account_for_skipped(self, keys: Sequence[str]) -> None:
@@ -395,36 +338,7 @@ class Trainer:
         return next((text for text in problems if text is not None), None)
 
     def _request_stop(self, *_: object) -> None:
-        self.stop_requested = True
-
-
-def find_checkpoint(run_folder: Path) -> Checkpoint | None:
-    """The newest checkpoint of a run that verifies; rank 0 looks, all ranks take its choice."""
-    chosen: list[Path | None] = [None]
-    if dist.get_rank() == 0:
-        found = checkpoint.newest_checkpoint(run_folder / "checkpoints")
-        chosen = [found.path if found else None]
-    dist.broadcast_object_list(chosen, src=0)
-    return checkpoint.open_checkpoint(chosen[0]) if chosen[0] else None
-
-
-def resume(saved: Checkpoint) -> Start:
-    """Go on with the run that wrote ``saved``."""
-    state = saved.state
-    start = start_new_run(saved, with_moments=True)
-    return replace(start, step=state.step, skipped=state.skipped)
-
-
-def start_new_run(saved: Checkpoint, with_moments: bool) -> Start:
-    """Start another run with the weights, the EMA and perhaps the optimizer of ``saved``."""
-    return Start(
-        source=str(saved.path),
-        weights=saved.tensors("weights"),
-        ema=saved.tensors("ema"),
-        moments={kind: saved.tensors(kind) for kind in MOMENTS} if with_moments else None,
-        optimizer_steps=saved.state.optimizer_steps if with_moments else 0,
-        ema_updates=saved.state.ema_updates,
-    )
+        self.stop_wanted = True
 
 
 def _memory_gb(device: torch.device) -> float:

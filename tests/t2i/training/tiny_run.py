@@ -1,9 +1,9 @@
 """A tiny training run on synthetic batches, started by the tests under the deepspeed launcher.
 
-    deepspeed --num_gpus 2 tests/t2i/training/tiny_run.py FOLDER NAME STEPS [STOP_AT] ...
+    deepspeed --num_gpus 2 tests/t2i/training/tiny_run.py FOLDER NAME:STEPS:STOP_AT:ZERO:PRECISION...
 
-Each group of NAME:STEPS:STOP_AT:ZERO_STAGE:PRECISION trains the run FOLDER/NAME until STEPS, or
-until rank 1 (or 0, if alone) sends itself SIGTERM at STOP_AT (0 = never).
+Each plan trains the run FOLDER/NAME until STEPS, or until the last rank sends itself SIGTERM in
+the step before STOP_AT (0 = never).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,8 @@ from t2i.batch import TrainingBatch
 from t2i.models.tr_dit import TRDiT
 from t2i.models.tr_dit_config import TRDiTConfig
 from t2i.training.engine import start_processes, stop_processes
-from t2i.training.trainer import Run, Start, find_checkpoint, resume, train
+from t2i.training.run import Run, Start, find_checkpoint, resume
+from t2i.training.trainer import train
 from t2i.training.training_config import TrainingConfig
 
 MODEL = TRDiTConfig(
@@ -59,7 +60,7 @@ def micro_batch(step: int, first: int, size: int) -> TrainingBatch:
 
 def make_batches(
     rank: int, world_size: int, size: int, stop_at: int = 0
-) -> Iterator[TrainingBatch]:
+) -> Callable[[int], Iterator[TrainingBatch]]:
     def from_step(step: int) -> Iterator[TrainingBatch]:
         while True:
             if stop_at and step == stop_at - 1 and rank == world_size - 1:
@@ -82,17 +83,19 @@ def make_run(
     return Run(
         name=folder.name,
         folder=folder,
-        config=TrainingConfig(
-            steps=steps,
-            learning_rate=1e-2,
-            warmup_steps=3,
-            global_batch=GLOBAL_BATCH,
-            micro_batch=size,
-            zero_stage=zero_stage,
-            precision=precision,
-            checkpoint_every=100,
-            validate_every=100,
-            log_every=1,
+        config=TrainingConfig.model_validate(
+            {
+                "steps": steps,
+                "learning_rate": 1e-2,
+                "warmup_steps": 3,
+                "global_batch": GLOBAL_BATCH,
+                "micro_batch": size,
+                "zero_stage": zero_stage,
+                "precision": precision,
+                "checkpoint_every": 100,
+                "validate_every": 100,
+                "log_every": 1,
+            }
         ),
         model=TRDiT(MODEL),
         encode=encode,

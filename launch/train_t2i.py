@@ -1,0 +1,240 @@
+"""Train TR-DiT on latents and captions, in two stages.
+
+    deepspeed launch/train_t2i.py --stage 1                     nano, on this machine
+    deepspeed launch/train_t2i.py --stage 2                     goes on from stage 1's weights
+    deepspeed --num_gpus 8 launch/train_t2i.py --stage 1 --config configs/tr_dit_2b5.yaml
+    torchrun --nproc-per-node 2 launch/train_t2i.py --stage 1   without the deepspeed launcher
+    python launch/train_t2i.py --stage 1 --set launch.train.stage1.training.steps=100
+
+The same command goes on from the newest whole checkpoint; of a finished run it says so and exits
+with 0. SIGTERM to the processes saves a checkpoint and exits with 75.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data_pipeline.loader_config import LoaderConfig
+
+from launch.config import LaunchConfig, StageConfig, stage_section
+from t2i.config import (
+    ConfigError,
+    Section,
+    add_config_arguments,
+    config_from_args,
+    describe_config,
+    dump_config,
+    section,
+)
+from t2i.console import run_command
+from t2i.encoders.text_config import TextEncoderConfig
+from t2i.models.tr_dit_config import TRDiTConfig
+from t2i.training.training_config import TrainingConfig, largest_divisor
+
+if TYPE_CHECKING:
+    import torch
+
+    from t2i.batch import TrainingBatch
+    from t2i.training.run import Run, Start
+
+EXIT_STOPPED = 75  # EX_TEMPFAIL: the same command goes on
+
+
+class Config(Section):
+    """What training reads."""
+
+    launch: LaunchConfig = section("launch.train")
+    training: TrainingConfig = section("t2i.training")
+    model: TRDiTConfig = section("t2i.models.tr_dit")
+    text: TextEncoderConfig = section("t2i.encoders.text")
+    loader: LoaderConfig = section("data_pipeline.loader")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="deepspeed launch/train_t2i.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--stage", type=int, choices=(1, 2), required=True, help="which stage")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # deepspeed adds it
+    add_config_arguments(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train one stage to its end; returns the exit code."""
+    args = build_parser().parse_args(argv)
+    config = config_from_args(args, Config)
+    stage = config.launch.stage(args.stage)
+    key = f"launch.train.stage{args.stage}"
+    training = stage_section(config.training, stage.training, f"{key}.training")
+    loader = stage_section(config.loader, stage.loader, f"{key}.loader")
+
+    import torch
+
+    from t2i.training.engine import start_processes, stop_processes
+
+    device = start_processes(training.timeout_minutes)
+    try:
+        if torch.distributed.get_rank() == 0:
+            print(describe_config(args), flush=True)
+        return train_stage(args.stage, stage, training, loader, config, device)
+    finally:
+        stop_processes()
+
+
+def train_stage(
+    number: int,
+    stage: StageConfig,
+    training: TrainingConfig,
+    loader: LoaderConfig,
+    config: Config,
+    device: torch.device,
+) -> int:
+    """Build the run and train, on every process; returns the exit code."""
+    from t2i.training.run import find_checkpoint, resume
+    from t2i.training.trainer import train
+
+    saved = find_checkpoint(Path(stage.folder))
+    if saved is not None and saved.state.step >= training.steps:
+        _say(f"stage {number} is finished: {saved.path}")
+        return 0
+    start = resume(saved) if saved is not None else fresh_start(number, stage)
+    if train(build_run(number, stage, training, loader, config, start, device)):
+        _say(f"stage {number} is finished: checkpoints and metrics.jsonl in {stage.folder}")
+        return 0
+    _say(f"stage {number} was stopped by SIGTERM and has saved; the same command goes on")
+    return EXIT_STOPPED
+
+
+def fresh_start(number: int, stage: StageConfig) -> Start:
+    """Where a stage without a checkpoint of its own starts from; says so in one line.
+
+    Raises:
+        ConfigError: the run to start from has no checkpoint and no transformer is named instead.
+    """
+    from safetensors.torch import load_file
+
+    from t2i.models.tr_dit import WEIGHTS_NAME
+    from t2i.training.run import Start, find_checkpoint, start_new_run
+
+    if stage.start_from_run is not None:
+        saved = find_checkpoint(Path(stage.start_from_run))
+        if saved is not None:
+            optimizer = "its optimizer" if stage.start_with_optimizer else "a new optimizer"
+            _say(f"stage {number} starts from weights and EMA of {saved.path}, with {optimizer}")
+            return start_new_run(saved, stage.start_with_optimizer)
+    if stage.start_from_transformer is not None:
+        path = Path(stage.start_from_transformer) / WEIGHTS_NAME
+        if path.is_file():
+            _say(f"stage {number} starts from the transformer {path.parent}")
+            return Start(source=str(path), weights=load_file(path))
+    if stage.start_from_run is None and stage.start_from_transformer is None:
+        _say(f"stage {number} starts from random weights")
+        return Start(source="random weights")
+    raise ConfigError(
+        f"stage {number} has nothing to start from: {stage.start_from_run} has no whole "
+        f"checkpoint and start_from_transformer is {stage.start_from_transformer}; run "
+        f"`deepspeed launch/train_t2i.py --stage 1` first, or set "
+        f"launch.train.stage{number}.start_from_transformer to a transformer folder"
+    )
+
+
+def build_run(
+    number: int,
+    stage: StageConfig,
+    training: TrainingConfig,
+    loader: LoaderConfig,
+    config: Config,
+    start: Start,
+    device: torch.device,
+) -> Run:
+    """Model, text encoder and data of a stage, as the trainer wants them."""
+    import torch
+
+    from t2i.encoders.text import load_text_encoder
+    from t2i.models.tr_dit import TRDiT
+    from t2i.training.run import Run
+
+    torch.manual_seed(training.seed)
+    dtype = torch.bfloat16 if training.precision == "bf16" else torch.float32
+    encoder = load_text_encoder(config.text, device, dtype)
+    return Run(
+        name=f"stage {number}",
+        folder=Path(stage.folder),
+        config=training,
+        model=TRDiT(config.model),
+        encode=encoder.encode,
+        batches=make_batches(loader, training),
+        validation=make_validation(loader, training, config.launch),
+        start=start,
+        settings=dump_config(config),
+        device=device,
+    )
+
+
+def make_batches(
+    loader: LoaderConfig, training: TrainingConfig
+) -> Callable[[int], Iterator[TrainingBatch]]:
+    """This rank's micro-batches from a step on."""
+    from data_pipeline.loader import make_loader
+    from torch import distributed
+
+    rank, world_size = distributed.get_rank(), distributed.get_world_size()
+
+    def from_step(step: int) -> Iterator[TrainingBatch]:
+        return iter(
+            make_loader(
+                loader,
+                seed=training.seed,
+                rank=rank,
+                world_size=world_size,
+                global_batch=training.global_batch,
+                micro_batch=training.micro_batch,
+                start_step=step,
+            )
+        )
+
+    return from_step
+
+
+def make_validation(
+    loader: LoaderConfig, training: TrainingConfig, launch: LaunchConfig
+) -> list[TrainingBatch]:
+    """This rank's held-out batches: the first global batch that the validation loader deals out.
+
+    Raises:
+        ValueError: validation_samples cannot be divided among the processes.
+    """
+    from torch import distributed
+
+    num_samples, world_size = launch.validation_samples, distributed.get_world_size()
+    if num_samples == 0:
+        return []
+    if num_samples % world_size:
+        raise ValueError(
+            f"launch.train.validation_samples {num_samples} cannot be divided among "
+            f"{world_size} processes"
+        )
+    held_out = stage_section(loader, launch.validation_loader, "launch.train.validation_loader")
+    size = largest_divisor(num_samples // world_size, training.micro_batch)
+    sizes = {"global_batch": num_samples, "micro_batch": size}
+    batches = make_batches(held_out, training.model_copy(update=sizes))(0)
+    return list(islice(batches, num_samples // world_size // size))
+
+
+def _say(line: str) -> None:
+    from torch import distributed
+
+    if distributed.get_rank() == 0:
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_command(main))

@@ -1,0 +1,108 @@
+"""What a training run is made of, and where it starts from. `launch` fills it in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from t2i.batch import TrainingBatch
+from t2i.models.tr_dit import TRDiT
+from t2i.training import checkpoint
+from t2i.training.checkpoint import Checkpoint
+from t2i.training.engine import MOMENTS
+from t2i.training.training_config import TrainingConfig
+
+
+class EncodedText(Protocol):
+    """What the text encoder gives back: hidden states (B, L, E) and their mask (B, L) bool."""
+
+    @property
+    def states(self) -> Tensor: ...
+    @property
+    def mask(self) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a process starts from: fp32 tensors by parameter name, and its place in the run.
+
+    Attributes:
+        source: where the tensors come from, for messages.
+        weights: None = the model's own random weights.
+        ema: None = a copy of the weights.
+        moments: Adam's ``exp_avg`` and ``exp_avg_sq``, or None for a new optimizer.
+        optimizer_steps: updates that the moments have seen.
+        ema_updates: updates that the EMA has seen.
+        step: steps that this run has done.
+        skipped: those of them without an update.
+    """
+
+    source: str
+    weights: Mapping[str, Tensor] | None = None
+    ema: Mapping[str, Tensor] | None = None
+    moments: Mapping[str, Mapping[str, Tensor]] | None = None
+    optimizer_steps: int = 0
+    ema_updates: int = 0
+    step: int = 0
+    skipped: int = 0
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that a training run needs; `launch` puts it together.
+
+    Attributes:
+        folder: receives config.yaml, metrics.jsonl and checkpoints/.
+        model: with fp32 weights, on the CPU.
+        encode: captions -> states and mask, without gradients, on ``device``.
+        batches: step -> this rank's micro-batches from that step on, in order.
+        validation: this rank's held-out batches, equally many on each rank; may be empty.
+        start: from `resume` when ``folder`` has a checkpoint.
+        settings: the resolved config, stored beside each checkpoint (YAML).
+    """
+
+    name: str
+    folder: Path
+    config: TrainingConfig
+    model: TRDiT
+    encode: Callable[[Sequence[str]], EncodedText]
+    batches: Callable[[int], Iterator[TrainingBatch]]
+    validation: Sequence[TrainingBatch]
+    start: Start
+    settings: str
+    device: torch.device
+
+
+def find_checkpoint(run_folder: Path) -> Checkpoint | None:
+    """The newest checkpoint of a run that verifies; rank 0 looks, all ranks take its choice."""
+    chosen: list[Path | None] = [None]
+    if dist.get_rank() == 0:
+        found = checkpoint.newest_checkpoint(run_folder / "checkpoints")
+        chosen = [found.path if found else None]
+    dist.broadcast_object_list(chosen, src=0)
+    return checkpoint.open_checkpoint(chosen[0]) if chosen[0] else None
+
+
+def resume(saved: Checkpoint) -> Start:
+    """Go on with the run that wrote ``saved``."""
+    state = saved.state
+    start = start_new_run(saved, with_moments=True)
+    return replace(start, step=state.step, skipped=state.skipped)
+
+
+def start_new_run(saved: Checkpoint, with_moments: bool) -> Start:
+    """Start another run with the weights, the EMA and perhaps the optimizer of ``saved``."""
+    return Start(
+        source=str(saved.path),
+        weights=saved.tensors("weights"),
+        ema=saved.tensors("ema"),
+        moments={kind: saved.tensors(kind) for kind in MOMENTS} if with_moments else None,
+        optimizer_steps=saved.state.optimizer_steps if with_moments else 0,
+        ema_updates=saved.state.ema_updates,
+    )
