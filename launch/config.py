@@ -30,10 +30,9 @@ class LaunchConfig(Section):
     stage2: StageConfig = StageConfig(
         folder="outputs/runs/stage2", start_from_run="outputs/runs/stage1"
     )
-    # Samples of the validation loss (0 = none) and where they lie: differences from
-    # data_pipeline.loader, such as {datasets: [{path: held_out/latents}]}.
+    # Samples of the validation loss, of the held-out part (data_pipeline.loader.held_out);
+    # 0 = no validation.
     validation_samples: int = Field(default=0, ge=0)
-    validation_loader: dict[str, Any] = Field(default_factory=dict)
 
     def stage(self, number: Literal[1, 2]) -> StageConfig:
         """The stage by its number on the command line."""

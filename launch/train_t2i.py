@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_pipeline.loader_config import LoaderConfig
-
 from launch.config import LaunchConfig, StageConfig, stage_section
 from t2i.config import (
     ConfigError,
@@ -183,8 +182,9 @@ def make_batches(
     loader: LoaderConfig, training: TrainingConfig
 ) -> Callable[[int], Iterator[TrainingBatch]]:
     """This rank's micro-batches from a step on."""
-    from data_pipeline.loader import make_loader
     from torch import distributed
+
+    from data_pipeline.loader import make_loader
 
     rank, world_size = distributed.get_rank(), distributed.get_world_size()
 
@@ -222,7 +222,7 @@ def make_validation(
             f"launch.train.validation_samples {num_samples} cannot be divided among "
             f"{world_size} processes"
         )
-    held_out = stage_section(loader, launch.validation_loader, "launch.train.validation_loader")
+    held_out = loader.model_copy(update={"part": "held_out"})
     size = largest_divisor(num_samples // world_size, training.micro_batch)
     sizes = {"global_batch": num_samples, "micro_batch": size}
     batches = make_batches(held_out, training.model_copy(update=sizes))(0)

@@ -1,0 +1,128 @@
+"""Proves the training command: fast help, stages as differences, and where a stage starts from."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors.torch import save_file
+
+from launch.config import LaunchConfig, StageConfig, stage_section
+from launch.train_t2i import fresh_start, main
+from t2i.config import ConfigError
+from t2i.flow import TimestepConfig
+from t2i.training import checkpoint
+from t2i.training.training_config import TrainingConfig
+
+SCRIPT = Path(__file__).resolve().parents[2] / "launch" / "train_t2i.py"
+
+
+def test_help_is_fast_and_shows_examples() -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", str(SCRIPT), "--help"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "deepspeed launch/train_t2i.py --stage 2" in done.stdout
+    for heavy in ("torch", "transformers", "deepspeed", "ray"):
+        assert f" {heavy}\n" not in done.stderr, f"--help imports {heavy}"
+
+
+def test_the_config_is_printed_and_read_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--stage", "1", "--set", "t2i.training.gamma=0.25", "--print-config"]
+    with pytest.raises(SystemExit, match="0"):
+        main(arguments)
+    text = capsys.readouterr().out
+    assert yaml.safe_load(text)["t2i"]["training"]["gamma"] == 0.25
+    (tmp_path / "again.yaml").write_text(text)
+    with pytest.raises(SystemExit, match="0"):
+        main(["--stage", "1", "--config", str(tmp_path / "again.yaml"), "--print-config"])
+    assert capsys.readouterr().out == text
+
+
+def test_a_stage_is_a_difference_from_the_shared_settings() -> None:
+    base = TrainingConfig(steps=10, timestep=TimestepConfig(mean=1.0))
+    difference = {"steps": 5, "timestep": {"shift": 2.0}}
+    stage = stage_section(base, difference, "launch.train.stage2.training")
+    assert stage.steps == 5
+    assert stage.timestep == TimestepConfig(mean=1.0, shift=2.0)
+    assert stage.learning_rate == base.learning_rate
+
+
+def test_an_unknown_key_of_a_stage_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"launch\.train\.stage2\.training\.step.*valid.*steps"):
+        stage_section(TrainingConfig(), {"step": 5}, "launch.train.stage2.training")
+
+
+def test_stage_2_starts_from_stage_1_by_default() -> None:
+    config = LaunchConfig()
+    assert config.stage(2).start_from_run == config.stage(1).folder
+
+
+@pytest.fixture(scope="module")
+def process_group() -> Iterator[None]:
+    from t2i.training.engine import start_processes, stop_processes
+
+    start_processes(timeout_minutes=1)
+    yield
+    stop_processes()
+
+
+def write_stage_1(folder: Path) -> None:
+    import torch
+
+    temporary = checkpoint.temporary_folder(folder / "checkpoints", 7)
+    temporary.mkdir(parents=True)
+    for value, kind in enumerate(checkpoint.TENSOR_KINDS):
+        checkpoint.write_tensors(temporary, kind, {"w": torch.full((2,), float(value))})
+    checkpoint.commit(temporary, checkpoint.TrainingState(7, 6, 6, 1), "", keep=1)
+
+
+def test_stage_2_takes_weights_and_ema_of_stage_1(
+    tmp_path: Path, process_group: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_stage_1(tmp_path / "stage1")
+    stage = StageConfig(folder="stage2", start_from_run=str(tmp_path / "stage1"))
+    start = fresh_start(2, stage)
+    assert start.weights is not None
+    assert start.ema is not None
+    assert (start.weights["w"][0], start.ema["w"][0]) == (0.0, 1.0)
+    assert (start.step, start.skipped, start.optimizer_steps, start.moments) == (0, 0, 0, None)
+    assert start.ema_updates == 6
+    line = capsys.readouterr().out
+    assert "stage 2 starts from weights and EMA of" in line
+    assert "step-00000007" in line
+
+    start = fresh_start(2, stage.model_copy(update={"start_with_optimizer": True}))
+    assert start.moments is not None
+    assert start.moments["exp_avg_sq"]["w"][0] == 3.0
+    assert start.optimizer_steps == 6
+
+
+def test_without_stage_1_the_named_transformer_is_taken(
+    tmp_path: Path, process_group: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    save_file({"w": torch.ones(2)}, tmp_path / "diffusion_pytorch_model.safetensors")
+    stage = StageConfig(
+        folder="stage2",
+        start_from_run=str(tmp_path / "stage1"),
+        start_from_transformer=str(tmp_path),
+    )
+    start = fresh_start(2, stage)
+    assert start.weights is not None
+    assert start.weights["w"][0] == 1.0
+    assert start.ema is None
+    assert f"starts from the transformer {tmp_path}" in capsys.readouterr().out
+
+
+def test_without_either_an_error_says_how_to_get_one(tmp_path: Path, process_group: None) -> None:
+    stage = StageConfig(folder="stage2", start_from_run=str(tmp_path / "stage1"))
+    with pytest.raises(ConfigError, match="--stage 1` first"):
+        fresh_start(2, stage)
