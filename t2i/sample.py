@@ -261,9 +261,18 @@ def make_images(
     """Sample the images batch by batch and write each as soon as it is there."""
     sampling, guidance = config.sampling, config.guidance.build()
     height, width = sampling.size or (None, None)
-    with progress("sample", total=len(jobs), unit="images") as bar:
-        for start in range(0, len(jobs), sampling.batch_size):
-            batch = jobs[start : start + sampling.batch_size]
+    batches = [
+        jobs[start : start + sampling.batch_size]
+        for start in range(0, len(jobs), sampling.batch_size)
+    ]
+    with progress("sample", total=len(batches) * sampling.steps, unit="steps") as bar:
+
+        def on_step_end(*_: Any) -> dict[str, Any]:
+            bar.update()
+            return {}
+
+        done = 0
+        for batch in batches:
             output = pipeline(
                 [job.prompt for job in batch],
                 num_inference_steps=sampling.steps,
@@ -271,13 +280,15 @@ def make_images(
                 seeds=[job.seed for job in batch],
                 height=height,
                 width=width,
+                callback_on_step_end=on_step_end,
                 solver=sampling.solver,
                 shift=sampling.shift,
                 random_prompts=sampling.random_prompts,
             )
             for job, image in zip(batch, output.images, strict=True):
                 folder.write(job, image)
-            bar.update(len(batch))
+            done += len(batch)
+            bar.update(0, {"images": done})
 
 
 if __name__ == "__main__":
