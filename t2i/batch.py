@@ -1,18 +1,36 @@
-"""The contract of loader and trainer: one micro-batch of latents and captions."""
+"""The contract of loader and trainer: one micro-batch of latents and captions.
+
+Shape suffixes: B samples of the micro-batch, C latent channels, h x w latent pixels.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """A micro-batch of one rank at one step."""
+    """A micro-batch of one rank at one step; all its samples have one resolution.
+
+    Attributes:
+        moments: (B, 2C, h, w) float16, the VAE's normalised mean and standard deviation:
+            latents = mean + std * noise.
+        captions: B texts, level and dropout already drawn; "" = dropped.
+        keys: B names of samples within their datasets, for messages.
+        sample_ids: (B,) int64, places in the plan of the run: step * global batch + place in the
+            global batch. Different for all samples of a run, and the same at every world size.
+        step: in [0, 2**32).
+    """
 
     moments: Tensor
     captions: tuple[str, ...]
     keys: tuple[str, ...]
     sample_ids: Tensor
     step: int
+
+    def pin_memory(self) -> TrainingBatch:
+        """The same batch in page-locked memory; `torch.utils.data.DataLoader` calls this."""
+        moments, sample_ids = self.moments.pin_memory(), self.sample_ids.pin_memory()
+        return replace(self, moments=moments, sample_ids=sample_ids)

@@ -1,0 +1,311 @@
+"""Encode captioned images to VAE latents, joined with their captions: what training reads.
+
+    python -m data_pipeline.latents
+    python -m data_pipeline.latents --set data_pipeline.latents.resolution=256
+    python -m data_pipeline.latents --set 'data_pipeline.latents.aspects=["1:1","4:3","3:4"]'
+
+Each picture is scaled and centre-cropped to the resolution bucket whose aspect ratio is nearest.
+A latents sample has two parts, under the key of its image:
+
+    npy     float16 (2C, h, w): mean and standard deviation, normalised
+    json    {"captions": [four texts], "width", "height": of the picture, "bucket": "WIDTHxHEIGHT"}
+
+Images without captions are left out, with reason "no_caption". Run again, it goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+from pydantic import Field, field_validator
+
+from data_pipeline.fingerprint import model_fingerprint, output_fingerprint
+from data_pipeline.images import IMAGE_EXTENSIONS, ImageConfig, ImageError, decode_image
+from data_pipeline.jobs import Job, JobsConfig, run_job
+from data_pipeline.ledger import Outcome, Row
+from data_pipeline.manifest import StepOutput
+from data_pipeline.shards import Sample
+from data_pipeline.storage import StorageConfig
+from t2i.config import Section, add_config_arguments, config_from_args, describe_config, section
+from t2i.console import get_logger, run_command
+from t2i.encoders.vae_config import VAEConfig
+
+if TYPE_CHECKING:
+    from t2i.encoders.vae import VAE
+
+SIDE_MULTIPLE = 16  # pixels: 8x down by the VAE, patches of 2
+LEVELS = 4
+
+logger = get_logger("latents")
+
+
+class LatentsConfig(Section):
+    """Which images become latents, and at which sizes."""
+
+    images: str = "outputs/nano/images"
+    captions: str = "outputs/nano/captions"
+    output: str = "outputs/nano/latents"
+    resolution: int = Field(default=128, ge=SIDE_MULTIPLE, multiple_of=SIDE_MULTIPLE)
+    """Side of the square bucket in pixels; the others have about as many pixels."""
+    aspects: tuple[str, ...] = Field(default=("1:1",), min_length=1)
+    """Aspect ratios of the buckets, "WIDTH:HEIGHT"."""
+    max_upscale: float | None = Field(default=None, ge=1)
+    """Filter pictures that would have to be scaled up by more ("upscaled"); None = keep all."""
+    batch_size: int = Field(default=16, ge=1)
+    device: str = "cpu"
+    decoding: ImageConfig = ImageConfig(min_side=1)
+    """What is accepted as a picture; the download was strict already."""
+
+    @field_validator("aspects")
+    @classmethod
+    def _aspects_are_ratios(cls, aspects: tuple[str, ...]) -> tuple[str, ...]:
+        for aspect in aspects:
+            width, _, height = aspect.partition(":")
+            if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+                raise ValueError(f"{aspect!r} is not of the form WIDTH:HEIGHT, such as 4:3")
+        return aspects
+
+    def buckets(self) -> tuple[Bucket, ...]:
+        """Sizes of the buckets: sides are multiples of 16 pixels, doubles are dropped."""
+        buckets = []
+        for aspect in self.aspects:
+            width, height = (int(part) for part in aspect.split(":"))
+            stretch = math.sqrt(width / height)
+            sides = (self.resolution * stretch, self.resolution / stretch)
+            buckets.append(
+                Bucket(*(max(1, round(s / SIDE_MULTIPLE)) * SIDE_MULTIPLE for s in sides))
+            )
+        return tuple(dict.fromkeys(buckets))
+
+
+class Config(Section):
+    """What this command reads."""
+
+    latents: LatentsConfig = section("data_pipeline.latents")
+    vae: VAEConfig = section("t2i.encoders.vae")
+    jobs: JobsConfig = section("data_pipeline.jobs")
+    storage: StorageConfig = section("data_pipeline.storage")
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A size that pictures are brought to, in pixels."""
+
+    width: int
+    height: int
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}"
+
+
+@dataclass(frozen=True)
+class CaptionedImage:
+    """An encoded picture and its captions, None when it has none."""
+
+    key: str
+    data: bytes
+    captions: Sequence[str] | None
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A picture cut to its bucket: pixels uint8 (H, W, 3), and its size before."""
+
+    item: CaptionedImage
+    pixels: np.ndarray
+    bucket: Bucket
+    width: int
+    height: int
+
+
+def nearest_bucket(width: int, height: int, buckets: Sequence[Bucket]) -> Bucket:
+    """The bucket whose aspect ratio is nearest on a logarithmic scale; of equals the first."""
+    aspect = math.log(width / height)
+    return min(buckets, key=lambda b: abs(aspect - math.log(b.width / b.height)))
+
+
+def upscaling(width: int, height: int, bucket: Bucket) -> float:
+    """The factor by which a picture is scaled to cover ``bucket``; above 1 is up."""
+    return max(bucket.width / width, bucket.height / height)
+
+
+def fit_to_bucket(image: Image.Image, bucket: Bucket) -> Image.Image:
+    """Scale a picture to cover the bucket and cut what stands out on both sides alike."""
+    factor = upscaling(image.width, image.height, bucket)
+    width, height = bucket.width / factor, bucket.height / factor
+    left, top = (image.width - width) / 2, (image.height - height) / 2
+    box = (left, top, min(left + width, image.width), min(top + height, image.height))
+    return image.resize((bucket.width, bucket.height), Image.Resampling.LANCZOS, box=box)
+
+
+class LatentsStep:
+    """Decodes, fits and encodes a shard's images, batch by batch; built once per worker."""
+
+    def __init__(self, config: LatentsConfig, storage: StorageConfig, vae: VAE) -> None:
+        self.config, self.vae = config, vae
+        self.buckets = config.buckets()
+        self.images = StepOutput.open(config.images, storage)
+        self.captions = StepOutput.open(config.captions, storage)
+
+    def load(self, shard_id: str) -> list[CaptionedImage]:
+        """The shard's images, still encoded, each with its captions."""
+        captions = {
+            sample.key: json.loads(sample.parts["json"])["captions"]
+            for sample in self.captions.read(shard_id)
+        }
+        return [
+            CaptionedImage(sample.key, image_bytes(sample), captions.get(sample.key))
+            for sample in self.images.read(shard_id)
+        ]
+
+    def run(self, items: Sequence[CaptionedImage]) -> list[Outcome]:
+        """Latents, or a row with the reason, for each item."""
+        outcomes: dict[str, Outcome] = {}
+        crops: dict[Bucket, list[Crop]] = {}
+        for item in items:
+            crop = self._crop(item)
+            if isinstance(crop, Row):
+                outcomes[item.key] = Outcome(crop)
+            else:
+                crops.setdefault(crop.bucket, []).append(crop)
+        for of_bucket in crops.values():
+            moments = self._encode(of_bucket)
+            for crop, array in zip(of_bucket, moments, strict=True):
+                outcomes[crop.item.key] = latents_outcome(crop, array)
+        return [outcomes[item.key] for item in items]
+
+    def _crop(self, item: CaptionedImage) -> Crop | Row:
+        if item.captions is None:
+            return Row(item.key, "filtered", "no_caption")
+        if len(item.captions) != LEVELS:
+            return Row(item.key, "failed", f"{len(item.captions)} captions, not {LEVELS}")
+        try:
+            image = decode_image(item.data, self.config.decoding)
+        except ImageError as error:
+            return Row(item.key, "failed", error.reason, detail=error.detail)
+        bucket = nearest_bucket(image.width, image.height, self.buckets)
+        limit = self.config.max_upscale
+        if limit is not None and upscaling(image.width, image.height, bucket) > limit:
+            return Row(item.key, "filtered", "upscaled", detail=f"{image.width}x{image.height}")
+        pixels = np.asarray(fit_to_bucket(image, bucket))
+        return Crop(item, pixels, bucket, image.width, image.height)
+
+    def _encode(self, crops: Sequence[Crop]) -> np.ndarray:
+        """Moments float16 (B, 2C, h, w) of pictures of one size."""
+        import torch
+
+        pixels_BHW3 = torch.from_numpy(np.stack([crop.pixels for crop in crops]))
+        images_B3HW = pixels_BHW3.permute(0, 3, 1, 2).float() / 127.5 - 1
+        return self.vae.encode_moments(images_B3HW).cpu().half().numpy()
+
+
+def image_bytes(sample: Sample) -> bytes:
+    """The encoded picture of an images sample; without one, bytes that no decoder accepts."""
+    return next((sample.parts[name] for name in IMAGE_EXTENSIONS if name in sample.parts), b"")
+
+
+def latents_outcome(crop: Crop, moments: np.ndarray) -> Outcome:
+    """The outcome of an encoded picture; failed with "non_finite" when float16 cannot hold it."""
+    key, bucket = crop.item.key, str(crop.bucket)
+    if not np.isfinite(moments).all():
+        return Outcome(Row(key, "failed", "non_finite"))
+    buffer = io.BytesIO()
+    np.save(buffer, moments)
+    facts = {
+        "captions": crop.item.captions,
+        "width": crop.width,
+        "height": crop.height,
+        "bucket": bucket,
+    }
+    text = json.dumps(facts, ensure_ascii=False).encode()
+    row = Row(key, "ok", columns={"bucket": bucket})
+    return Outcome(row, Sample(key, {"npy": buffer.getvalue(), "json": text}))
+
+
+def make_step(config: LatentsConfig, vae: VAEConfig, storage: StorageConfig) -> LatentsStep:
+    """The step with its VAE loaded; runs in the worker."""
+    from t2i.encoders.vae import load_vae
+
+    return LatentsStep(config, storage, load_vae(vae, config.device))
+
+
+def make_job(config: LatentsConfig, vae: VAEConfig, storage: StorageConfig) -> Job:
+    """The latents of every shard whose images and captions are committed.
+
+    Raises:
+        FileNotFoundError: there is no such shard.
+    """
+    images = StepOutput.open(config.images, storage)
+    captions = StepOutput.open(config.captions, storage)
+    image_ids = images.committed()
+    shard_ids = sorted(set(image_ids) & set(captions.committed()))
+    if not shard_ids:
+        step, url = ("images", images.url) if not image_ids else ("captions", captions.url)
+        command = "python -m data_pipeline.download" if not image_ids else "recaption"
+        raise FileNotFoundError(
+            f"data_pipeline.latents.{step}: {url} has no finished shards; run {command} first"
+        )
+    if len(shard_ids) < len(image_ids):
+        logger.warning(
+            "%d of %d image shards have no captions yet: run this again when they have",
+            len(image_ids) - len(shard_ids),
+            len(image_ids),
+        )
+    return Job(
+        name="latents",
+        output=config.output,
+        shard_ids=shard_ids,
+        make_step=functools.partial(make_step, config, vae, storage),
+        fingerprint=fingerprint(config, vae, images, captions),
+        batch_size=config.batch_size,
+        column_types={"bucket": "string"},
+        storage=storage,
+    )
+
+
+def fingerprint(
+    config: LatentsConfig, vae: VAEConfig, images: StepOutput, captions: StepOutput
+) -> dict[str, Any]:
+    """The settings that decide the latents."""
+    elsewhere = {"images", "captions", "output", "batch_size", "device"}
+    return {
+        "images": output_fingerprint(images),
+        "captions": output_fingerprint(captions),
+        "vae": {"model": model_fingerprint(vae.path), "dtype": vae.dtype},
+        **config.model_dump(mode="json", exclude=elsewhere),
+    }
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m data_pipeline.latents",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_config_arguments(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Encode what is not encoded yet; returns the exit code."""
+    args = build_parser().parse_args(argv)
+    config = config_from_args(args, Config)
+    logger.info("%s", describe_config(args))
+    summary = run_job(make_job(config.latents, config.vae, config.storage), config.jobs)
+    funnel = summary.funnel
+    print(f"encoded {funnel.num_ok} of {funnel.num_in} images to {config.latents.output}")
+    return summary.exit_code
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_command(main))

@@ -1,0 +1,204 @@
+"""Latents and captions as batches: a standard DataLoader over shards, in the order of `order`.
+
+    loader = make_loader(config, seed=0, rank=0, world_size=1, global_batch=64, micro_batch=32,
+                         start_step=0)
+    for batch in loader: ...          # TrainingBatch, for ever
+
+The whole state is ``start_step``. A rank's micro-batches are a contiguous slice of the global
+batch, and captions are drawn by sample, so nothing depends on the number of processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from data_pipeline.catalog import Catalog, open_catalog
+from data_pipeline.latent_shards import LatentSample, LatentShard, open_latent_shard
+from data_pipeline.loader_config import LoaderConfig
+from data_pipeline.order import DatasetCounts, GlobalBatch, Order
+from data_pipeline.storage import StorageConfig
+from t2i import rng
+from t2i.batch import TrainingBatch
+from t2i.console import get_logger
+
+FOREVER = 2**62  # more micro-batches than any run has
+
+logger = get_logger("loader")
+
+
+def make_loader(
+    config: LoaderConfig,
+    *,
+    seed: int,
+    rank: int,
+    world_size: int,
+    global_batch: int,
+    micro_batch: int,
+    start_step: int,
+    storage: StorageConfig | None = None,
+) -> DataLoader[TrainingBatch]:
+    """This rank's micro-batches from ``start_step`` on, without end.
+
+    Args:
+        seed: of the run.
+        global_batch: samples of a step over all ranks; a multiple of micro_batch x world_size.
+        micro_batch: samples of one `TrainingBatch`.
+        storage: how s3:// data is reached, and the cache folder.
+
+    Raises:
+        FileNotFoundError: a dataset has no shards; while iterating: a shard is gone.
+        ValueError: sizes that do not divide, datasets that do not fit together; while iterating:
+            a shard was cut or changed.
+    """
+    share = Share(global_batch, rank, world_size, micro_batch)
+    batches = LatentBatches(config, seed, share, storage or StorageConfig())
+    if rank == 0:
+        logger.info("%s", batches.describe())
+    return DataLoader(
+        batches,
+        batch_size=None,
+        sampler=range(start_step * share.per_step, FOREVER),
+        num_workers=config.num_workers,
+        prefetch_factor=config.prefetch if config.num_workers else None,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+class Share:
+    """What one rank takes of each global batch: a contiguous slice, in micro-batches.
+
+    Raises:
+        ValueError: the global batch cannot be dealt out evenly.
+    """
+
+    def __init__(self, global_batch: int, rank: int, world_size: int, micro_batch: int) -> None:
+        if global_batch % (world_size * micro_batch):
+            raise ValueError(
+                f"a global batch of {global_batch} cannot be dealt out to {world_size} processes "
+                f"in micro-batches of {micro_batch}"
+            )
+        assert 0 <= rank < world_size, f"rank {rank} of {world_size}"
+        self.global_batch, self.micro_batch = global_batch, micro_batch
+        self.per_step = global_batch // world_size // micro_batch
+        self.first_place = rank * (global_batch // world_size)
+
+    def locate(self, number: int) -> tuple[int, slice]:
+        """(step, places in its global batch) of this rank's micro-batch ``number``."""
+        step, part = divmod(number, self.per_step)
+        start = self.first_place + part * self.micro_batch
+        return step, slice(start, start + self.micro_batch)
+
+
+class LatentBatches(Dataset[TrainingBatch]):
+    """This rank's micro-batches by number; see `make_loader`."""
+
+    def __init__(
+        self, config: LoaderConfig, seed: int, share: Share, storage: StorageConfig
+    ) -> None:
+        self.config, self.seed, self.share = config, seed, share
+        self.catalogs = [open_catalog(dataset, config, storage) for dataset in config.datasets]
+        require_one_vae(self.catalogs)
+        self.counts = [
+            DatasetCounts(dataset.weight, catalog.counts(storage))
+            for dataset, catalog in zip(config.datasets, self.catalogs, strict=True)
+        ]
+        self.order = Order(seed, self.counts, share.global_batch, config.window_shards)
+        self.global_batch: GlobalBatch | None = None
+        self.shards: dict[tuple[int, int], LatentShard] = {}
+        self.max_shards = 2 * config.window_shards * len(config.datasets)
+
+    def __getitem__(self, number: int) -> TrainingBatch:
+        step, places = self.share.locate(number)
+        if self.global_batch is None or self.global_batch.step != step:
+            self.global_batch = self.order.batch(step)
+        batch = self.global_batch
+        samples = [
+            self._shard(dataset, shard).read(batch.bucket, member)
+            for dataset, shard, member in zip(
+                batch.datasets[places].tolist(),
+                batch.shards[places].tolist(),
+                batch.members[places].tolist(),
+                strict=True,
+            )
+        ]
+        first_id = step * self.share.global_batch
+        sample_ids = torch.arange(first_id + places.start, first_id + places.stop)
+        return TrainingBatch(
+            moments=torch.from_numpy(stack_moments(samples)),
+            captions=draw_captions(self.config, self.seed, step, sample_ids, samples),
+            keys=tuple(sample.key for sample in samples),
+            sample_ids=sample_ids,
+            step=step,
+        )
+
+    def describe(self) -> str:
+        """One line: samples, buckets and steps of an epoch."""
+        num_samples = self.order.samples_in_epoch()
+        total = sum(catalog.num_samples for catalog in self.catalogs)
+        names = ", ".join(bucket.name for bucket in self.order.buckets)
+        return (
+            f"{self.config.part}: an epoch visits {num_samples} samples ({total} in "
+            f"{len(self.catalogs)} dataset(s)) of {names} px, in "
+            f"{num_samples / self.share.global_batch:.1f} steps of {self.share.global_batch}"
+        )
+
+    def _shard(self, dataset: int, shard: int) -> LatentShard:
+        """The open shard; those used longest ago are closed."""
+        key = (dataset, shard)
+        opened = self.shards.pop(key, None)
+        if opened is None:
+            catalog = self.catalogs[dataset]
+            members = catalog.members(shard)
+            opened = open_latent_shard(catalog.latents, catalog.manifests[shard].id, members)
+        self.shards[key] = opened
+        if len(self.shards) > self.max_shards:
+            del self.shards[next(iter(self.shards))]
+        return opened
+
+
+def stack_moments(samples: Sequence[LatentSample]) -> np.ndarray:
+    """Float16 (B, 2C, h, w). Raises ValueError, naming both, when two samples differ in shape."""
+    first = samples[0]
+    for sample in samples:
+        if sample.moments.shape != first.moments.shape:
+            raise ValueError(
+                f"latents of one bucket differ in shape: {first.key} {first.moments.shape}, "
+                f"{sample.key} {sample.moments.shape}; make both datasets with the same VAE"
+            )
+    return np.stack([sample.moments for sample in samples])
+
+
+def draw_captions(
+    config: LoaderConfig,
+    seed: int,
+    step: int,
+    sample_ids: Tensor,
+    samples: Sequence[LatentSample],
+) -> tuple[str, ...]:
+    """One caption per sample: its level drawn with the config's probabilities, or "" (dropped)."""
+    level_draws = rng.uniform(seed, "caption", step, sample_ids, ()).tolist()
+    dropout_draws = rng.uniform(seed, "dropout", step, sample_ids, ()).tolist()
+    # a draw below 1 always finds a level, even if the probabilities sum to a little less
+    limits = np.cumsum(config.caption_levels)[:-1]
+    levels = np.searchsorted(limits, level_draws, side="right").tolist()
+    return tuple(
+        "" if draw < config.caption_dropout else sample.captions[level]
+        for sample, level, draw in zip(samples, levels, dropout_draws, strict=True)
+    )
+
+
+def require_one_vae(catalogs: Sequence[Catalog]) -> None:
+    """Raise ValueError when the datasets' latents come from different VAEs, as far as is known."""
+    known: dict[str, str] = {}
+    for catalog in catalogs:
+        settings: Mapping[str, object] = catalog.latents.fingerprint() or {}
+        if "vae" in settings:
+            known.setdefault(str(settings["vae"]), catalog.latents.url)
+    if len(known) > 1:
+        listing = "; ".join(f"{url}: {vae}" for vae, url in known.items())
+        raise ValueError(f"data_pipeline.loader.datasets: latents of different VAEs ({listing})")

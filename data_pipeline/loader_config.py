@@ -1,0 +1,56 @@
+"""Settings of the loader (section data_pipeline.loader); no torch here."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from t2i.config import Section
+
+
+class DatasetConfig(Section):
+    """One part of the mixture."""
+
+    path: str
+    """Output of `data_pipeline.latents`: a folder or s3://bucket/prefix."""
+    weight: float = Field(default=1.0, ge=0.001)
+    """How often each sample is visited per epoch; 0.5 = every sample once in two epochs."""
+    kept: str | None = None
+    """Output of `data_pipeline.filter`; only its kept keys are visited. None = all samples."""
+
+
+class LoaderConfig(Section):
+    """What is trained on, and in which order it is read."""
+
+    datasets: tuple[DatasetConfig, ...] = (DatasetConfig(path="outputs/nano/latents"),)
+    caption_levels: tuple[float, float, float, float] = (0.25, 0.25, 0.25, 0.25)
+    """How likely each caption is: detailed, several sentences, one sentence, keywords."""
+    caption_dropout: float = Field(default=0.1, ge=0, le=1)
+    """How likely a sample is trained without its caption (the null condition of guidance)."""
+    window_shards: int = Field(default=16, ge=1)
+    """Samples are shuffled within this many shards, which a machine's cache has to hold twice."""
+    held_out: int = Field(default=0, ge=0)
+    """Samples at the head of each dataset (before its filter) that training never sees."""
+    part: Literal["training", "held_out"] = "training"
+    """Which of the two is read."""
+    num_workers: int = Field(default=2, ge=0)
+    """Processes that read ahead, for each training process; 0 = the training process reads."""
+    prefetch: int = Field(default=4, ge=1)
+    """Micro-batches that each of them keeps ready."""
+
+    @field_validator("datasets")
+    @classmethod
+    def _some_dataset(cls, datasets: tuple[DatasetConfig, ...]) -> tuple[DatasetConfig, ...]:
+        if not datasets:
+            raise ValueError("name at least one dataset, e.g. {path: outputs/nano/latents}")
+        return datasets
+
+    @field_validator("caption_levels")
+    @classmethod
+    def _levels_are_probabilities(
+        cls, levels: tuple[float, float, float, float]
+    ) -> tuple[float, float, float, float]:
+        if min(levels) < 0 or abs(sum(levels) - 1) > 1e-6:
+            raise ValueError("four probabilities must be at least 0 and sum to 1")
+        return levels
