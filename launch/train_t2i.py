@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_pipeline.loader_config import LoaderConfig
+from data_pipeline.storage import StorageConfig
 from launch.config import LaunchConfig, StageConfig, stage_section
 from t2i.config import (
     ConfigError,
@@ -51,6 +52,7 @@ class Config(Section):
     model: TRDiTConfig = section("t2i.models.tr_dit")
     text: TextEncoderConfig = section("t2i.encoders.text")
     loader: LoaderConfig = section("data_pipeline.loader")
+    storage: StorageConfig = section("data_pipeline.storage")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -170,8 +172,8 @@ def build_run(
         config=training,
         model=TRDiT(config.model),
         encode=encoder.encode,
-        batches=make_batches(loader, training),
-        validation=make_validation(loader, training, config.launch),
+        batches=make_batches(loader, training, config.storage),
+        validation=make_validation(loader, training, config),
         start=start,
         settings=dump_config(config),
         device=device,
@@ -179,7 +181,7 @@ def build_run(
 
 
 def make_batches(
-    loader: LoaderConfig, training: TrainingConfig
+    loader: LoaderConfig, training: TrainingConfig, storage: StorageConfig
 ) -> Callable[[int], Iterator[TrainingBatch]]:
     """This rank's micro-batches from a step on."""
     from torch import distributed
@@ -198,6 +200,7 @@ def make_batches(
                 global_batch=training.global_batch,
                 micro_batch=training.micro_batch,
                 start_step=step,
+                storage=storage,
             )
         )
 
@@ -205,7 +208,7 @@ def make_batches(
 
 
 def make_validation(
-    loader: LoaderConfig, training: TrainingConfig, launch: LaunchConfig
+    loader: LoaderConfig, training: TrainingConfig, config: Config
 ) -> list[TrainingBatch]:
     """This rank's held-out batches: the first global batch that the validation loader deals out.
 
@@ -214,7 +217,7 @@ def make_validation(
     """
     from torch import distributed
 
-    num_samples, world_size = launch.validation_samples, distributed.get_world_size()
+    num_samples, world_size = config.launch.validation_samples, distributed.get_world_size()
     if num_samples == 0:
         return []
     if num_samples % world_size:
@@ -225,7 +228,7 @@ def make_validation(
     held_out = loader.model_copy(update={"part": "held_out"})
     size = largest_divisor(num_samples // world_size, training.micro_batch)
     sizes = {"global_batch": num_samples, "micro_batch": size}
-    batches = make_batches(held_out, training.model_copy(update=sizes))(0)
+    batches = make_batches(held_out, training.model_copy(update=sizes), config.storage)(0)
     return list(islice(batches, num_samples // world_size // size))
 
 

@@ -31,7 +31,9 @@ def blocks(language: str) -> list[str]:
 
 def commands() -> list[str]:
     """Every command line of the README's bash blocks, without comments, in their order."""
-    lines = [line.split("   #")[0].strip() for block in blocks("bash") for line in block.split("\n")]
+    lines = [
+        line.split("   #")[0].strip() for block in blocks("bash") for line in block.split("\n")
+    ]
     return [line for line in lines if line]
 
 

@@ -57,11 +57,8 @@ class InternVLProcessor:
         """Token ids of one user turn, ``prompt`` and then the untrusted ``text``, no image."""
         turn = self._render(f"{prompt}\n{TEXT_MARKER}")
         before, after = turn.split(TEXT_MARKER)
-        return self._encode_template(before) + self.encode_text(text) + self._encode_template(after)
-
-    def encode_text(self, text: str) -> list[int]:
-        """Token ids of an untrusted text; none of them is special."""
-        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+        text_ids = encode_text(self.tokenizer, text)
+        return self._encode_template(before) + text_ids + self._encode_template(after)
 
     def pixels(self, images: Sequence[Image]) -> Tensor:
         """Images of any size, as one tile each: (B, 3, H, W) float32, normalised."""
@@ -78,6 +75,11 @@ class InternVLProcessor:
         return self.tokenizer(text, add_special_tokens=False, split_special_tokens=False).input_ids
 
 
+def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of an untrusted text; none of them is special."""
+    return tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+
+
 class InternVL:
     """A frozen InternVL that writes captions by greedy decoding; see `load_internvl`."""
 
@@ -90,19 +92,24 @@ class InternVL:
     def describe(self, images: Sequence[Image], prompt: str, max_new_tokens: int) -> list[str]:
         """Answer ``prompt`` about each image. Returns one text per image, in order."""
         question = self.processor.image_question(prompt)
-        return self._generate(
-            [question] * len(images), self.processor.pixels(images), max_new_tokens
-        )
+        pixels = self.processor.pixels(images)
+        return [text for text, _ in self.answer([question] * len(images), pixels, max_new_tokens)]
 
     def rewrite(self, texts: Sequence[str], prompt: str, max_new_tokens: int) -> list[str]:
         """Answer ``prompt`` about each text; the vision tower is not run."""
         questions = [self.processor.text_question(text, prompt) for text in texts]
-        return self._generate(questions, None, max_new_tokens)
+        return [text for text, _ in self.answer(questions, None, max_new_tokens)]
 
     @torch.inference_mode()
-    def _generate(
+    def answer(
         self, questions: Sequence[list[int]], pixels: Tensor | None, max_new_tokens: int
-    ) -> list[str]:
+    ) -> list[tuple[str, bool]]:
+        """Answers to tokenized questions, and whether each ended before ``max_new_tokens``.
+
+        Args:
+            questions: as `InternVLProcessor.image_question` or `text_question` gives them.
+            pixels: (B, 3, H, W) when the questions hold an image.
+        """
         tokenizer = self.processor.tokenizer
         input_ids, mask = pad_left(questions, tokenizer.pad_token_id)
         device = self.model.device
@@ -116,10 +123,10 @@ class InternVL:
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
         )
-        answers = tokenizer.batch_decode(
-            generated[:, input_ids.shape[1] :], skip_special_tokens=True
-        )
-        return [answer.strip() for answer in answers]
+        new_ids = generated[:, input_ids.shape[1] :]
+        texts = tokenizer.batch_decode(new_ids, skip_special_tokens=True)
+        ended = (new_ids == tokenizer.eos_token_id).any(dim=1).tolist()
+        return [(text.strip(), end) for text, end in zip(texts, ended, strict=True)]
 
 
 def pad_left(sequences: Sequence[list[int]], pad_token_id: int) -> tuple[Tensor, Tensor]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field
 
 from t2i.config import ASSETS_FOLDER, Section
@@ -16,10 +14,13 @@ PROMPT_PREFIX = (
 
 
 class TextEncoderConfig(Section):
-    """Which InternVL's language model encodes captions, and how."""
+    """Which InternVL's language model encodes captions, and how.
+
+    ``max_tokens`` bounds a caption's states, the end token included; the rest is cut off.
+    """
 
     path: str = str(ASSETS_FOLDER / "nano" / "text_encoder")
     prefix: str = PROMPT_PREFIX
-    max_tokens: int = Field(128, ge=1, description="longest caption; the rest is cut off")
-    bucket: int = Field(16, ge=1, description="lengths are rounded up to a multiple of this")
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    max_tokens: int = Field(128, ge=1)
+    # Lengths are rounded up to a multiple of this, so that few shapes occur.
+    bucket: int = Field(16, ge=1)
