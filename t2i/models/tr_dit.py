@@ -201,7 +201,8 @@ class TRDiT(nn.Module):
     def compile_blocks(self) -> None:
         """Compile the blocks in place (torch.compile, static shapes): one compilation serves all.
 
-        On a CPU in bf16 a nano training step takes half the time after a minute of compilation.
+        On a CPU in bf16 a nano training step takes a quarter less CPU time (600 against 800 ms),
+        after a compilation of a minute or more.
         """
         for block in self.blocks:
             block.compile(fullgraph=True, dynamic=False)
