@@ -27,7 +27,9 @@ import torch
 
 from t2i import rng
 
-MIXING_BLOCK = 4096  # about so many neighbours are shuffled when streams or buckets are mixed
+# About so many neighbours are shuffled when things are mixed.
+MIXED_SAMPLES = 4096
+MIXED_BATCHES = 32  # few, so that the buckets stay at the same shards
 PERMUTATIONS_KEPT = 64
 LAYOUTS_KEPT = 4
 
@@ -90,7 +92,7 @@ class Order:
             raise ValueError("the datasets have no samples to train on")
 
     def batch(self, step: int) -> GlobalBatch:
-        """The samples of ``step``, in about a millisecond."""
+        """The samples of ``step``: any step, in milliseconds."""
         epoch = _last_at_most(self.first_step, step)
         firsts = [self._batches_before(bucket, epoch) for bucket in self.buckets]
         counts = [
@@ -98,9 +100,10 @@ class Order:
             for bucket, first in zip(self.buckets, firsts, strict=True)
         ]
         slot = step - sum(firsts)
-        labels, ranks = mix(counts, slot, slot + 1, self.seed, "order/buckets", epoch)
-        bucket = self.buckets[int(labels[0])]
-        start = (firsts[int(labels[0])] + int(ranks[0])) * self.global_batch
+        key = (self.seed, "order/buckets", epoch)
+        chosen, ranks = (int(array[0]) for array in mix(counts, slot, slot + 1, MIXED_BATCHES, key))
+        bucket = self.buckets[chosen]
+        start = (firsts[chosen] + ranks) * self.global_batch
         places = bucket.locate(start, start + self.global_batch)
         return GlobalBatch(step, epoch, bucket.name, *places)
 
@@ -147,7 +150,8 @@ class _Bucket:
             stream.before(epoch + 1) - before
             for stream, before in zip(self.streams, befores, strict=True)
         ]
-        labels, ranks = mix(counts, start, stop, self.seed, f"order/mixture/{self.name}", epoch)
+        key = (self.seed, f"order/mixture/{self.name}", epoch)
+        labels, ranks = mix(counts, start, stop, MIXED_SAMPLES, key)
         places = np.empty((3, stop - start), np.int64)
         for number, (stream, before) in enumerate(zip(self.streams, befores, strict=True)):
             chosen = np.flatnonzero(labels == number)
@@ -229,16 +233,16 @@ class _Layout:
 
 
 def mix(
-    counts: Sequence[int], start: int, stop: int, seed: int, stream: str, epoch: int
+    counts: Sequence[int], start: int, stop: int, block_size: int, key: tuple[int, str, int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mix ``counts[k]`` items of each kind k evenly, in random order.
 
-    The sequence is made of blocks of about `MIXING_BLOCK` items; each holds its proportional part
+    The sequence is made of blocks of about ``block_size`` items; each holds its proportional part
     of every kind, and is shuffled.
 
     Args:
         start, stop: the part of the sequence that is wanted, 0 <= start < stop <= sum(counts).
-        seed, stream, epoch: what the order depends on.
+        key: seed, stream and epoch, which the order depends on.
 
     Returns:
         (kinds, ranks), int64 (stop - start,): the kind at each place, and how many of that kind
@@ -246,7 +250,7 @@ def mix(
     """
     if len(counts) == 1:
         return np.zeros(stop - start, np.int64), np.arange(start, stop)
-    num_blocks = -(-sum(counts) // MIXING_BLOCK)
+    num_blocks = -(-sum(counts) // block_size)
 
     def kinds_before(block: int) -> list[int]:
         return [-(-block * count // num_blocks) for count in counts]
@@ -257,7 +261,7 @@ def mix(
         block = _last_at_most(lambda block: sum(kinds_before(block)), place)
         befores, afters = kinds_before(block), kinds_before(block + 1)
         begin, end = sum(befores), sum(afters)
-        block_kinds, block_ranks = _shuffled_block(befores, afters, seed, stream, epoch)
+        block_kinds, block_ranks = _shuffled_block(befores, afters, key)
         wanted = slice(place - begin, min(stop, end) - begin)
         filled = slice(place - start, min(stop, end) - start)
         kinds[filled], ranks[filled] = block_kinds[wanted], block_ranks[wanted]
@@ -266,12 +270,12 @@ def mix(
 
 
 def _shuffled_block(
-    befores: Sequence[int], afters: Sequence[int], seed: int, stream: str, epoch: int
+    befores: Sequence[int], afters: Sequence[int], key: tuple[int, str, int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """(kinds, ranks) of a block that holds items befores[k] ... afters[k] - 1 of each kind k."""
     sizes = np.subtract(afters, befores)
     size = int(sizes.sum())
-    order = permutation(seed, stream, epoch, sum(befores), size)
+    order = permutation(*key, sum(befores), size)
     kinds = np.repeat(np.arange(len(sizes)), sizes)[order]
     ranks = np.empty(size, np.int64)
     ranks[np.argsort(kinds, kind="stable")] = np.concatenate(

@@ -1,15 +1,24 @@
-"""Fixtures of the data pipeline's tests: a real S3 server on loopback, connections on record."""
+"""Fixtures of the data pipeline's tests: a real S3 server on loopback, connections on record,
+small latents folders."""
 
 from __future__ import annotations
 
+import io
+import json
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from data_pipeline.ledger import Outcome, Row
+from data_pipeline.manifest import StepOutput
+from data_pipeline.shards import Sample
 from data_pipeline.storage import StorageConfig
+
+MOMENTS_SHAPES = {"128x128": (8, 2, 2), "160x96": (8, 1, 3)}
 
 
 @pytest.fixture(scope="session")
@@ -65,3 +74,62 @@ def connections(all_connections: list[object]) -> list[object]:
     """The same, emptied before each test."""
     all_connections.clear()
     return all_connections
+
+
+def _one_bucket(number: int) -> str:
+    return "128x128"
+
+
+@pytest.fixture
+def write_latents() -> Callable[..., list[str]]:
+    """A function that writes a latents folder as the step does, and gives its keys.
+
+    A sample's moments are full of its number in the folder; its captions are "KEY level 0" ... 3.
+    Each shard's ledger begins with a failed row.
+    """
+
+    def write(
+        url: str,
+        sizes: Sequence[int],
+        bucket_of: Callable[[int], str] = _one_bucket,
+        storage: StorageConfig | None = None,
+        vae: str = "test",
+    ) -> list[str]:
+        output, keys = StepOutput.open(url, storage), []
+        output.begin({"vae": vae})
+        for shard, size in enumerate(sizes):
+            with output.writer(f"{shard:05d}", {"bucket": "string"}) as writer:
+                writer.add(Outcome(Row(f"{shard:05d}000000", "failed", "undecodable")))
+                for row in range(1, size + 1):
+                    key, number = f"{shard:05d}{row:06d}", len(keys)
+                    bucket = bucket_of(number)
+                    sample = latents_sample(key, number, bucket)
+                    writer.add(Outcome(Row(key, "ok", columns={"bucket": bucket}), sample))
+                    keys.append(key)
+                writer.commit()
+        return keys
+
+    return write
+
+
+def latents_sample(key: str, number: int, bucket: str) -> Sample:
+    buffer = io.BytesIO()
+    np.save(buffer, np.full(MOMENTS_SHAPES[bucket], number, np.float16))
+    facts = {"captions": [f"{key} level {level}" for level in range(4)], "bucket": bucket}
+    return Sample(key, {"npy": buffer.getvalue(), "json": json.dumps(facts).encode()})
+
+
+@pytest.fixture
+def write_kept() -> Callable[..., None]:
+    """A function that writes the filter's ledger: keys of the shards' ids -> those that are kept."""
+
+    def write(url: str, keys: Sequence[str], keep: Callable[[str], bool]) -> None:
+        output = StepOutput.open(url)
+        for shard_id in sorted({key[:5] for key in keys}):
+            with output.writer(shard_id) as writer:
+                for key in keys:
+                    if key.startswith(shard_id):
+                        writer.add(Outcome(Row(key, "ok" if keep(key) else "filtered", "score")))
+                writer.commit()
+
+    return write
