@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from data_pipeline.fingerprint import output_fingerprint
 from data_pipeline.jobs import Job, JobsConfig, run_job
 from data_pipeline.ledger import Outcome, Row
 from data_pipeline.manifest import StepOutput
@@ -148,7 +149,8 @@ def make_job(config: FilterConfig, storage: StorageConfig) -> Job:
     Raises:
         FileNotFoundError: the input has no committed shards.
     """
-    shard_ids = StepOutput.open(config.input, storage).committed()
+    images = StepOutput.open(config.input, storage)
+    shard_ids = images.committed()
     if not shard_ids:
         raise FileNotFoundError(
             f"data_pipeline.filter.input: {config.input} has no finished shards; "
@@ -159,7 +161,10 @@ def make_job(config: FilterConfig, storage: StorageConfig) -> Job:
         output=config.output,
         shard_ids=shard_ids,
         make_step=functools.partial(FilterStep, config, storage),
-        fingerprint={"filter": config.model_dump(mode="json", exclude={"output"})},
+        fingerprint={
+            "input": output_fingerprint(images),
+            "filter": config.model_dump(mode="json", exclude={"input", "output"}),
+        },
         batch_size=BATCH_SIZE,
         column_types={"aesthetic": "float32"},
         storage=storage,

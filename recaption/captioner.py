@@ -8,11 +8,10 @@ An image that gets no captions never costs its neighbours theirs.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from data_pipeline.fingerprint import model_fingerprint
 from recaption.captioner_config import CaptionerConfig
 from recaption.granularity import LEVELS, Answer, CaptionError, LevelsConfig, accept_caption
 
@@ -97,16 +96,5 @@ def captioner_fingerprint(config: CaptionerConfig) -> dict[str, Any]:
     if config.engine == "http":
         http = config.http
         return {"engine": "http", "model": http.model, "max_side": http.max_side, **levels}
-    folder = Path(config.path)
-    model = f"sha256:{hash_folder(folder)}" if folder.is_dir() else config.path
+    model = model_fingerprint(config.path)
     return {"engine": "internvl", "model": model, "dtype": config.dtype, **levels}
-
-
-def hash_folder(folder: Path) -> str:
-    """SHA-256 over the names and contents of a folder's files."""
-    total = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        total.update(f"{path.relative_to(folder).as_posix()} {digest}\n".encode())
-    return total.hexdigest()

@@ -7,14 +7,14 @@ A captions sample has one part, ``json``: {"captions": [four texts], "levels": [
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from data_pipeline.fingerprint import output_fingerprint, short_hash
 from data_pipeline.images import IMAGE_EXTENSIONS, ImageConfig, ImageError, decode_image
 from data_pipeline.jobs import Job
 from data_pipeline.ledger import Outcome, Row
@@ -118,7 +118,7 @@ def make_job(config: RecaptionConfig, captioner: CaptionerConfig, storage: Stora
     written_by = captioner_fingerprint(captioner)
     fingerprint = {
         "captioner": written_by,
-        "images": images_fingerprint(images),
+        "images": output_fingerprint(images),
         "decoding": config.decoding.model_dump(mode="json"),
     }
     return Job(
@@ -130,21 +130,6 @@ def make_job(config: RecaptionConfig, captioner: CaptionerConfig, storage: Stora
         batch_size=config.batch_size,
         storage=storage,
     )
-
-
-def images_fingerprint(images: StepOutput) -> str:
-    """What the images are: the settings they were made with, or their address if not known.
-
-    A folder that was moved keeps its fingerprint.
-    """
-    settings = images.fingerprint()
-    return images.url if settings is None else short_hash(settings)
-
-
-def short_hash(settings: Mapping[str, Any]) -> str:
-    """``sha256:`` and 16 hexadecimal digits of the canonical JSON."""
-    data = json.dumps(settings, sort_keys=True).encode()
-    return f"sha256:{hashlib.sha256(data).hexdigest()[:16]}"
 
 
 def refuse_missing_model(path: str) -> None:

@@ -22,10 +22,12 @@ LAYERS = (
     ("recaption.cli",),
     ("recaption",),
     ("data_pipeline.loader",),
-    ("data_pipeline.order",),
+    ("data_pipeline.order", "data_pipeline.catalog", "data_pipeline.latent_shards"),
+    ("data_pipeline.loader_config",),
     ("data_pipeline.latents", "data_pipeline.filter", "data_pipeline.download"),
     ("data_pipeline.sources",),
     ("data_pipeline.jobs",),
+    ("data_pipeline.fingerprint",),
     ("data_pipeline.job_progress", "data_pipeline.ray_pool"),
     ("data_pipeline.manifest",),
     ("data_pipeline.ledger",),
@@ -98,9 +100,9 @@ def test_the_packages_hold_modules() -> None:
 @pytest.mark.parametrize(("module", "path"), list(modules()))
 def test_imports_point_down_the_layers(module: str, path: Path) -> None:
     own = layer_of(module)
-    if module in PACKAGES or own is None:
-        assert not path.read_text().strip() or module not in PACKAGES, f"{path} is not empty"
+    if module in PACKAGES or path.name == "__init__.py":
         return
+    assert own is not None, f"{module} has no place in LAYERS"
     for name in imported_names(path):
         other = layer_of(name)
         assert other is None or other >= own, f"{module} imports {name}, which lies above it"

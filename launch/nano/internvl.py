@@ -97,13 +97,16 @@ class Trainer:
             self.load()
 
     def run(self) -> None:
-        """Train to the last step, saving every now and then."""
+        """Train to the end of the last phase."""
+        self.run_until(self.args.vision_steps + self.args.steps + self.args.polish_steps)
+
+    def run_until(self, last: int) -> None:
+        """Train up to step ``last``, saving every now and then."""
         import torch
 
         args = self.args
-        total = args.vision_steps + args.steps + args.polish_steps
-        with progress("InternVL-nano", total, "steps", self.step) as bar:
-            while self.step < total:
+        with progress("InternVL-nano", last, "steps", self.step) as bar:
+            while self.step < last:
                 with torch.autocast(args.device, torch.bfloat16):
                     losses = self.losses()
                 self.update(sum(losses.values()))

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from data_pipeline.fingerprint import model_fingerprint
 from recaption.captioner import (
     InternVLCaptioner,
     captioner_fingerprint,
-    hash_folder,
     make_captioner,
 )
 from recaption.captioner_config import CaptionerConfig
@@ -123,9 +123,9 @@ def test_the_fingerprint_changes_with_the_weights_and_the_prompts_only(tmp_path:
 
 def test_the_hash_of_a_folder_sees_names_too(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"x")
-    before = hash_folder(tmp_path)
+    before = model_fingerprint(str(tmp_path))
     (tmp_path / "a").rename(tmp_path / "b")
-    assert hash_folder(tmp_path) != before
+    assert model_fingerprint(str(tmp_path)) != before
 
 
 def test_a_missing_model_is_named() -> None:

@@ -125,13 +125,13 @@ def test_the_command_runs_in_this_process_and_says_what_it_used(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["--images", "images", "--output", "captions", "--executor", "local"]) == 0
-    shown = capsys.readouterr()
-    assert "full scale: --config" in shown.err
-    assert f"{tmp_path}/images, captioner" in shown.err
-    assert f"of 6 images in {tmp_path}/captions" in shown.out
+    assert "full scale: --config" in caplog.text
+    assert f"{tmp_path}/images, captioner" in caplog.text
+    assert f"of 6 images in {tmp_path}/captions" in capsys.readouterr().out
     assert StepOutput.open(str(tmp_path / "captions")).funnel().num_in == 6
 
 
@@ -144,14 +144,14 @@ def test_a_wrong_model_is_one_line_and_exit_code_2(
 
 
 def test_as_a_ray_job_the_executor_is_ray_unless_told_otherwise(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv(RAY_JOB_VARIABLE, "{}")
     missing = ["--images", "/no/images"]
     assert run_command(main, missing) == 2
-    assert "executor ray" in capsys.readouterr().err
+    assert "executor ray" in caplog.text
     assert run_command(main, [*missing, "--executor", "local"]) == 2
-    assert "executor local" in capsys.readouterr().err
+    assert "executor local" in caplog.text
 
 
 def test_relative_paths_of_a_ray_job_are_the_projects(

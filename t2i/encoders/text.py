@@ -1,0 +1,108 @@
+"""The frozen text encoder: last hidden states of InternVL's language model.
+
+A caption is read behind a fixed prefix, whose own states are dropped, and is closed by the end
+token: its state has seen the whole caption, and the empty caption has that one position.
+Source: Sparse Guidance, section 4.1 and supplementary A.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from t2i.encoders.internvl import encode_text, refuse_missing_folder
+from t2i.encoders.text_config import TextEncoderConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class TextStates:
+    """Encoded captions, padded on the right.
+
+    Attributes:
+        states: (B, L, D) in the encoder's dtype; L is a multiple of the bucket. What stands in
+            padded positions means nothing.
+        mask: (B, L) bool, true for a caption's tokens; at least one in each row.
+    """
+
+    states: Tensor
+    mask: Tensor
+
+
+class TextEncoder:
+    """A frozen language model that encodes captions; see `load_text_encoder`.
+
+    Attributes:
+        width: D, the size of one state.
+    """
+
+    def __init__(
+        self,
+        language_model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        config: TextEncoderConfig,
+    ) -> None:
+        self.language_model = language_model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.config = config
+        self.width: int = language_model.config.hidden_size
+        self.prefix_ids = encode_text(tokenizer, config.prefix)
+
+    # Not inference_mode: layers that are trained on the states keep them for their backward pass.
+    @torch.no_grad()
+    def encode(self, captions: Sequence[str]) -> TextStates:
+        """Encode captions (any text, "" too). A state depends on its own caption alone."""
+        input_ids, mask = self.tokenize(captions)
+        device = self.language_model.device
+        states = self.language_model(
+            input_ids=input_ids.to(device), attention_mask=mask.to(device), use_cache=False
+        ).last_hidden_state
+        num_prefix = len(self.prefix_ids)
+        return TextStates(states[:, num_prefix:], mask[:, num_prefix:].bool().to(device))
+
+    def tokenize(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Token ids and mask, (B, prefix + L) int64, of prefix, caption, end token and padding."""
+        texts = [self.caption_ids(caption) for caption in captions]
+        bucket = self.config.bucket
+        longest = max(len(ids) for ids in texts)
+        length = len(self.prefix_ids) + -(-longest // bucket) * bucket
+        input_ids = torch.full((len(texts), length), self.tokenizer.pad_token_id)
+        mask = torch.zeros_like(input_ids)
+        for row, ids in enumerate(texts):
+            sequence = self.prefix_ids + ids
+            input_ids[row, : len(sequence)] = torch.tensor(sequence)
+            mask[row, : len(sequence)] = 1
+        return input_ids, mask
+
+    def caption_ids(self, caption: str) -> list[int]:
+        """Token ids of a caption, cut to ``max_tokens`` with the end token."""
+        # A space parts the caption from the prefix.
+        separated = f" {caption}" if caption and self.prefix_ids else caption
+        ids = encode_text(self.tokenizer, separated)
+        return [*ids[: self.config.max_tokens - 1], self.tokenizer.eos_token_id]
+
+
+def load_text_encoder(
+    config: TextEncoderConfig,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> TextEncoder:
+    """Load the language model of the InternVL checkpoint that ``config.path`` names.
+
+    The checkpoint's vision tower is dropped.
+
+    Raises:
+        FileNotFoundError: ``config.path`` looks like a folder and is not there.
+    """
+    from transformers import AutoTokenizer, InternVLForConditionalGeneration
+
+    refuse_missing_folder(config.path)
+    model = InternVLForConditionalGeneration.from_pretrained(config.path, dtype=dtype)
+    language_model = model.model.language_model.to(device)
+    return TextEncoder(language_model, AutoTokenizer.from_pretrained(config.path), config)

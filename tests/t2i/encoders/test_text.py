@@ -1,0 +1,74 @@
+"""The text encoder: a caption's states depend on the caption alone, and any caption works."""
+
+import pytest
+import torch
+
+from t2i.encoders.internvl import load_internvl
+from t2i.encoders.text import TextEncoder, load_text_encoder
+from t2i.encoders.text_config import TextEncoderConfig
+
+CAPTIONS = ("A red circle on a white background.", "", "blue cross, beige " * 10)
+
+
+@pytest.fixture(scope="module")
+def encoder() -> TextEncoder:
+    return load_text_encoder(TextEncoderConfig())
+
+
+def test_states_have_the_encoders_width_and_a_length_in_whole_buckets(
+    encoder: TextEncoder,
+) -> None:
+    encoded = encoder.encode(CAPTIONS)
+    num_captions, length, width = encoded.states.shape
+    assert (num_captions, width) == (len(CAPTIONS), encoder.width)
+    assert length % encoder.config.bucket == 0
+    assert encoded.mask.shape == (num_captions, length)
+    assert encoded.mask.dtype == torch.bool
+
+
+def test_states_do_not_depend_on_the_batch_or_the_padding(encoder: TextEncoder) -> None:
+    together = encoder.encode(CAPTIONS)
+    for row, caption in enumerate(CAPTIONS):
+        alone = encoder.encode([caption])
+        torch.testing.assert_close(
+            together.states[row][together.mask[row]], alone.states[0][alone.mask[0]]
+        )
+
+
+def test_the_empty_caption_has_one_state(encoder: TextEncoder) -> None:
+    assert encoder.encode([""]).mask.sum() == 1
+
+
+def test_the_prefix_is_read_but_its_states_are_dropped(encoder: TextEncoder) -> None:
+    caption = CAPTIONS[0]
+    num_tokens = int(encoder.encode([caption]).mask.sum())
+    whole = load_internvl(encoder.config.path)
+    ids = encoder.prefix_ids + encoder.caption_ids(caption)
+    states = whole.model.model(input_ids=torch.tensor([ids])).last_hidden_state
+    torch.testing.assert_close(
+        encoder.encode([caption]).states[0, :num_tokens], states[0, len(encoder.prefix_ids) :]
+    )
+    assert whole.processor.tokenizer.decode(ids).startswith(f"{encoder.config.prefix} {caption}")
+
+
+def test_a_long_caption_is_cut_and_still_ends_with_the_end_token(encoder: TextEncoder) -> None:
+    ids = encoder.caption_ids("red " * 1000)
+    assert len(ids) == encoder.config.max_tokens
+    assert ids[-1] == encoder.tokenizer.eos_token_id
+
+
+def test_special_tokens_in_a_caption_are_plain_characters(encoder: TextEncoder) -> None:
+    ids = encoder.caption_ids("<|im_end|><IMG_CONTEXT>")
+    assert not set(ids[:-1]) & set(encoder.tokenizer.all_special_ids)
+
+
+def test_a_layer_can_be_trained_on_the_states_but_the_encoder_not(encoder: TextEncoder) -> None:
+    layer = torch.nn.Linear(encoder.width, 1)
+    layer(encoder.encode(CAPTIONS).states).sum().backward()
+    assert layer.weight.grad is not None
+    assert not any(p.requires_grad for p in encoder.language_model.parameters())
+
+
+def test_a_missing_folder_is_named() -> None:
+    with pytest.raises(FileNotFoundError, match="/no/such/model"):
+        load_text_encoder(TextEncoderConfig(path="/no/such/model"))
