@@ -120,7 +120,7 @@ def caption_examples(config: ReportConfig) -> str:
     images, captions = StepOutput.open(config.images), StepOutput.open(config.captions)
     shard_id = captions.manifests()[0].id
     pictures = {sample.key: sample.parts for sample in images.read(shard_id)}
-    blocks = []
+    blocks: list[str] = []
     for sample in captions.read(shard_id):
         if len(blocks) == NUM_CAPTION_EXAMPLES:
             break

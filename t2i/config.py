@@ -128,7 +128,7 @@ def load_config(path: Path, overrides: Sequence[str], schema: type[SchemaT]) -> 
         "assets": str(ASSETS_FOLDER),
         "repo": str(REPO_FOLDER),
     }
-    values = {}
+    values: dict[str, Any] = {}
     for field, name in section_names(schema).items():
         subtree = _substitute(_lookup(tree, name), variables, path, name)
         values[field] = _validate(subtree, schema, field, path, name)
@@ -181,8 +181,10 @@ def _merge(base: Mapping[str, Any], difference: Mapping[str, Any]) -> dict[str, 
     merged = dict(base)
     for key, value in difference.items():
         old = merged.get(key)
-        both_mappings = isinstance(old, dict) and isinstance(value, dict)
-        merged[key] = _merge(old, value) if both_mappings else value
+        if isinstance(old, dict) and isinstance(value, dict):
+            merged[key] = _merge(old, value)
+        else:
+            merged[key] = value
     return merged
 
 

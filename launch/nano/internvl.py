@@ -109,7 +109,7 @@ class Trainer:
             while self.step < last:
                 with torch.autocast(args.device, torch.bfloat16):
                     losses = self.losses()
-                self.update(sum(losses.values()))
+                self.update(torch.stack(list(losses.values())).sum())
                 values = {name: loss.item() for name, loss in losses.items()}
                 self.metrics.write({"step": self.step, **values})
                 self.step += 1
