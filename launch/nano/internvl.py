@@ -47,7 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, required=True, help="folder for the trained model")
     parser.add_argument("--vision-steps", type=int, default=600, help="first phase (600)")
     parser.add_argument("--steps", type=int, default=1800, help="second phase (1800)")
-    parser.add_argument("--polish-steps", type=int, default=1500, help="last phase (1500)")
+    parser.add_argument("--polish-steps", type=int, default=2000, help="last phase (2000)")
     parser.add_argument("--batch", type=int, default=64, help="examples a step (64)")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
@@ -121,17 +121,17 @@ class Trainer:
 
     def losses(self) -> dict[str, torch.Tensor]:
         """The losses of this step; they are summed."""
-        from launch.nano.internvl_tasks import make_batch, make_image_batch
+        from launch.nano.internvl_tasks import make_batch, make_image_batch, make_polish_batch
 
         args, step = self.args, self.step
         if step < args.vision_steps:
-            batch = make_image_batch(self.processor, args.seed, step, args.batch, 0)
+            batch = make_image_batch(self.processor, args.seed, step, args.batch)
         elif step < args.vision_steps + args.steps:
             batch = make_batch(self.processor, args.seed, step, args.batch)
         else:
             self.model.model.language_model.requires_grad_(False)
             self.model.lm_head.requires_grad_(False)
-            batch = make_image_batch(self.processor, args.seed, step, args.batch, args.batch // 4)
+            batch = make_polish_batch(self.processor, args.seed, step, args.batch)
         batch = batch.to(args.device)
         image_tokens = self.model.get_image_features(batch.pixels).pooler_output
         scene = self.head.loss(image_tokens, batch.cells, batch.backgrounds)

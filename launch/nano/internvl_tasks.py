@@ -21,6 +21,7 @@ from t2i.shapes import (
     SHAPES,
     SIZES,
     Scene,
+    SceneObject,
     captions,
     random_scene,
     render,
@@ -75,14 +76,35 @@ def make_batch(processor: InternVLProcessor, seed: int, step: int, size: int) ->
     return _collate(processor, examples, scenes, images)
 
 
-def make_image_batch(
-    processor: InternVLProcessor, seed: int, step: int, size: int, num_described: int
-) -> Batch:
-    """A step's batch of ``size`` images, with captions for the first ``num_described`` only."""
+def make_image_batch(processor: InternVLProcessor, seed: int, step: int, size: int) -> Batch:
+    """A step's batch of ``size`` images, without captions."""
+    scenes, images = random_images(np.random.default_rng((seed, step)), size)
+    return _collate(processor, [], scenes, images)
+
+
+def make_polish_batch(processor: InternVLProcessor, seed: int, step: int, size: int) -> Batch:
+    """A step's batch of ``size`` images: a quarter with captions, the others crowded scenes."""
     rng = np.random.default_rng((seed, step))
-    scenes, images = random_images(rng, size)
-    examples = [image_example(processor, scene) for scene in scenes[:num_described]]
-    return _collate(processor, examples, scenes, images)
+    scenes, images = random_images(rng, size // 4)
+    examples = [image_example(processor, scene) for scene in scenes]
+    crowded = [crowded_scene(rng) for _ in range(size - size // 4)]
+    images += [render(scene, rng) for scene in crowded]
+    return _collate(processor, examples, [*scenes, *crowded], images)
+
+
+def crowded_scene(rng: np.random.Generator) -> Scene:
+    """A scene with an object in every place, so that one image teaches nine of them."""
+    background = random_scene(rng)
+    objects = tuple(
+        SceneObject(
+            shape=SHAPES[rng.integers(len(SHAPES))],
+            color=tuple(COLORS)[rng.integers(len(COLORS))],
+            size=SIZES[rng.integers(len(SIZES))],
+            place=place,
+        )
+        for place in PLACES
+    )
+    return Scene(objects, background.pattern, background.tone)
 
 
 def random_images(rng: np.random.Generator, num: int) -> tuple[list[Scene], list[Image]]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from launch.nano.internvl import Trainer, build_parser, learning_rate_factor, main
-from launch.nano.internvl_tasks import IGNORED, make_batch, make_image_batch
+from launch.nano.internvl_tasks import IGNORED, make_batch, make_polish_batch
 from t2i.config import ASSETS_FOLDER
 from t2i.encoders.internvl import InternVLProcessor, load_processor
 from t2i.encoders.prompts import DETAILED_PROMPT
@@ -31,8 +31,8 @@ def test_a_batch_is_a_function_of_seed_and_step(processor: InternVLProcessor) ->
 
 
 def test_only_answers_are_learned(processor: InternVLProcessor) -> None:
-    batch = make_image_batch(processor, seed=0, step=0, size=4, num_described=2)
-    assert len(batch.pixels) == len(batch.cells) == 4
+    batch = make_polish_batch(processor, seed=0, step=0, size=8)
+    assert len(batch.pixels) == len(batch.cells) == 8
     assert len(batch.labels) == 2
     question = len(processor.image_question(DETAILED_PROMPT))
     assert (batch.labels[:, :question] == IGNORED).all()

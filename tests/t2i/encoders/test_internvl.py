@@ -17,7 +17,7 @@ from t2i.encoders.internvl import (
     pad_left,
 )
 from t2i.encoders.prompts import DETAILED_PROMPT, DISTILLING_PROMPTS
-from t2i.shapes import random_scene, render
+from t2i.shapes import parse_caption, random_scene, render
 
 PATH = str(ASSETS_FOLDER / "nano" / "text_encoder")
 
@@ -122,9 +122,12 @@ def test_the_nano_model_captions_unseen_scenes_and_shortens_its_captions(
     assert min(accuracy["sentences"], accuracy["sentence"], accuracy["keywords"]) >= 0.95
 
 
-def test_describe_needs_no_particular_image_size(internvl: InternVL) -> None:
+@pytest.mark.parametrize("size", [96, 256])
+def test_an_image_of_another_size_is_described_too(internvl: InternVL, size: int) -> None:
     rng = np.random.default_rng(7)
-    scene = random_scene(rng)
-    images = [render(scene, rng, size=256)]
-    (text,) = internvl.describe(images, DETAILED_PROMPT, max_new_tokens=96)
-    assert all(f"{o.color} {o.shape}" in text for o in scene.objects)
+    scenes = [random_scene(rng) for _ in range(8)]
+    images = [render(scene, rng, size) for scene in scenes]
+    described = internvl.describe(images, DETAILED_PROMPT, max_new_tokens=96)
+    for scene, text in zip(scenes, described, strict=True):
+        named = [(o.color, o.place) for o in parse_caption(text)]
+        assert named == [(o.color, o.place) for o in scene.objects]
