@@ -45,7 +45,6 @@ SECTIONS = (
     "t2i.sampling",
     "t2i.guidance",
     "t2i.export",
-    "t2i.evaluation",
     "launch.train",
     "launch.report",
 )

@@ -1,0 +1,54 @@
+"""Proves that every file in configs/ loads in every command, and that the big model has its size."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+import torch
+
+from t2i.config import SECTIONS, Section, load_config, section, section_names
+from t2i.models.tr_dit import TRDiT
+from t2i.models.tr_dit_config import TRDiTConfig
+
+REPO = Path(__file__).resolve().parent.parent
+CONFIGS = sorted((REPO / "configs").glob("*.yaml"))
+COMMANDS = (
+    "data_pipeline.sources.shapes",
+    "data_pipeline.download",
+    "data_pipeline.filter",
+    "data_pipeline.latents",
+    "recaption.cli",
+    "recaption.gallery",
+    "launch.train_t2i",
+    "launch.report",
+    "t2i.sample",
+    "t2i.export",
+    "t2i.models.flops",
+)
+
+
+def schema_of(command: str) -> type[Section]:
+    schema = importlib.import_module(command).Config
+    assert issubclass(schema, Section)
+    return schema
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_the_config_loads_in_the_command(path: Path, command: str) -> None:
+    load_config(path, [], schema_of(command))
+
+
+def test_every_section_is_read_by_a_command() -> None:
+    read = {name for command in COMMANDS for name in section_names(schema_of(command)).values()}
+    assert read == set(SECTIONS)
+
+
+def test_tr_dit_2b5_has_two_and_a_half_billion_parameters() -> None:
+    class Config(Section):
+        tr_dit: TRDiTConfig = section("t2i.models.tr_dit")
+
+    config = load_config(REPO / "configs" / "tr_dit_2b5.yaml", [], Config).tr_dit
+    with torch.device("meta"):
+        model = TRDiT.from_config(config)
+    assert 2.45e9 <= sum(parameter.numel() for parameter in model.parameters()) <= 2.55e9
