@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_pipeline.loader_config import DatasetConfig, LoaderConfig
@@ -65,8 +64,9 @@ class Catalog:
         numbers = self.before[shard] + np.arange(len(rows))
         wanted = (numbers >= self.part.start) & (numbers < self.part.stop)
         if self.kept is not None:
-            keys = pa.array(self.kept.ok_keys(shard_id), pa.string())
-            wanted &= pc.is_in(rows["key"], value_set=keys).to_numpy()
+            kept = self.kept.rows(shard_id)
+            kept_keys = kept.filter(pc.equal(kept["status"], "ok"))["key"].combine_chunks()
+            wanted &= pc.is_in(rows["key"], value_set=kept_keys).to_numpy()
         return {
             name: np.flatnonzero(wanted & pc.equal(rows["bucket"], name).to_numpy())
             for name in pc.unique(rows["bucket"]).to_pylist()

@@ -6,21 +6,30 @@ Needs the folder ``shared/data`` beside the repository; without it the tests are
 
 from __future__ import annotations
 
+import io
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from data_pipeline.download import DownloadConfig, make_job
 from data_pipeline.jobs import JobsConfig, run_job
+from data_pipeline.latents import LatentsConfig
+from data_pipeline.latents import make_job as latents_job
 from data_pipeline.manifest import StepOutput
 from data_pipeline.sources.coyo import SCHEMA
 from data_pipeline.storage import StorageConfig
+from recaption.captioner_config import CaptionerConfig
+from recaption.job import RecaptionConfig
+from recaption.job import make_job as recaption_job
+from t2i.encoders.vae_config import VAEConfig
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 pytestmark = pytest.mark.skipif(
@@ -154,3 +163,33 @@ def test_photo_shards_hold_the_served_bytes_and_the_original_columns(
             assert (row["image_width"], row["image_height"]) == (row["width"], row["height"])
             num_samples += 1
     assert num_samples == 60
+
+
+def test_photos_get_captions_and_latents_or_a_reason(photos: StepOutput, tmp_path: Path) -> None:
+    """By the nano models, which know only toy scenes: what they write is of no matter here. Two
+    shards are captioned, the others wait."""
+    shard_ids = photos.committed()[:2]
+    num_images = sum(photos.manifest(shard_id).num_ok for shard_id in shard_ids)
+    captions = StepOutput.open(str(tmp_path / "captions"))
+    settings = RecaptionConfig(images=photos.url, output=captions.url)
+    job = recaption_job(settings, CaptionerConfig(), StorageConfig())
+    assert run_job(replace(job, shard_ids=shard_ids), JobsConfig()).exit_code == 0
+    assert captions.funnel().num_in == num_images
+
+    latents = StepOutput.open(str(tmp_path / "latents"))
+    places = {"images": photos.url, "captions": captions.url, "output": latents.url}
+    config = LatentsConfig(**places, aspects=("1:1", "4:3", "3:4"))
+    summary = run_job(latents_job(config, VAEConfig(), StorageConfig()), JobsConfig())
+    assert summary.exit_code == 0
+    captioned = captions.funnel().num_ok
+    assert (summary.funnel.num_in, summary.funnel.num_ok) == (num_images, captioned)
+    assert summary.funnel.reasons.get(("filtered", "no_caption"), 0) == num_images - captioned
+    assert latents.committed() == shard_ids
+    for shard_id in shard_ids:
+        assert latents.rows(shard_id)["key"].to_pylist() == photos.ok_keys(shard_id)
+        for sample in latents.read(shard_id):
+            facts = json.loads(sample.parts["json"])
+            width, height = (int(side) for side in facts["bucket"].split("x"))
+            assert (width > height) == (facts["width"] / facts["height"] > (4 / 3) ** 0.5)
+            moments = np.load(io.BytesIO(sample.parts["npy"]))
+            assert moments.shape == (8, height // 8, width // 8)
