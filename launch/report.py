@@ -13,6 +13,7 @@ import base64
 import html
 import io
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LOG = get_logger("report")
+LEVELS = ("detailed", "several sentences", "one sentence", "keywords")
 NUM_CAPTION_EXAMPLES = 6
 NUM_SAMPLE_COLUMNS = 8
 STYLE = """
@@ -40,6 +42,7 @@ class ReportConfig(Section):
     """Which folders to read; ``samples`` holds <model>/<guidance>/*.png."""
 
     title: str = "Token-sparse text-to-image, in miniature"
+    source: str = "outputs/demo/source"
     images: str = "outputs/demo/images"
     captions: str = "outputs/demo/captions"
     kept: str = "outputs/demo/kept"
@@ -73,6 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         funnel_table(config),
         "<h2>Captions</h2>",
         caption_examples(config),
+        caption_accuracy(config),
         "<h2>Training</h2>",
         loss_curves(config.runs),
         "<h2>Samples</h2>",
@@ -133,6 +137,30 @@ def caption_examples(config: ReportConfig) -> str:
         picture = image_tag(parts[extension], extension, "pixel")
         blocks.append(f"<tr><td>{picture}</td><td class=text>{lines}</td></tr>")
     return f"<table>{''.join(blocks)}</table>"
+
+
+def caption_accuracy(config: ReportConfig) -> str:
+    """Per caption level, the share of drawn objects that are named in the right colour and shape."""
+    from data_pipeline.manifest import StepOutput
+    from data_pipeline.sources.shapes import load_pictures
+    from t2i.shapes import parse_caption
+
+    scenes = {picture.url: picture.scene for picture in load_pictures(Path(config.source))}
+    images, captions = StepOutput.open(config.images), StepOutput.open(config.captions)
+    num_right, num_objects = [0] * len(LEVELS), 0
+    for shard_id in captions.committed():
+        urls = {s.key: json.loads(s.parts["json"])["url"] for s in images.read(shard_id)}
+        for sample in captions.read(shard_id):
+            drawn = Counter((o.color, o.shape) for o in scenes[urls[sample.key]].objects)
+            num_objects += drawn.total()
+            for level, text in enumerate(json.loads(sample.parts["json"])["captions"]):
+                named = Counter((o.color, o.shape) for o in parse_caption(text))
+                num_right[level] += (drawn & named).total()
+    rows = [
+        [name, f"{100 * right / max(num_objects, 1):.1f} %"]
+        for name, right in zip(LEVELS, num_right, strict=True)
+    ]
+    return table(["caption", f"objects named right, of {num_objects}"], rows)
 
 
 def loss_curves(runs: Iterable[str]) -> str:
