@@ -44,12 +44,25 @@ step shapes python -m data_pipeline.sources.shapes --config "$config"
 step download python -m data_pipeline.sources.shapes --config "$config" \
     --serve python -m data_pipeline.download --config "$config"
 
-# A Ray cluster that is up already is used and left alone.
-if [ ! -e "$out/done/recaption" ] && ! ray status >/dev/null 2>&1; then
+# Ray gives up its start after 30 seconds on a busy machine, and takes jobs only a little later.
+start_ray() {
     echo '$ ray start --head'
     ray_started=yes
-    ray start --head --disable-usage-stats --num-cpus 2 >"$out/logs/ray.log" 2>&1 \
-        || { cat "$out/logs/ray.log"; exit 1; }
+    for _ in 1 2 3; do
+        ray start --head --disable-usage-stats --num-cpus 2 >"$out/logs/ray.log" 2>&1 && break
+        ray stop --force >/dev/null 2>&1
+    done
+    for _ in 1 2 3 4 5; do
+        ray job submit -- true >>"$out/logs/ray.log" 2>&1 && return
+        sleep 2
+    done
+    tail "$out/logs/ray.log" >&2
+    return 1
+}
+
+# A Ray cluster that is up already is used and left alone.
+if [ ! -e "$out/done/recaption" ] && ! ray status >/dev/null 2>&1; then
+    start_ray
 fi
 step recaption ray job submit -- recaption --config "$config"
 stop_ray

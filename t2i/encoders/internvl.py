@@ -146,8 +146,10 @@ def load_internvl(
         FileNotFoundError: ``path`` looks like a folder and is not there.
     """
     from transformers import InternVLForConditionalGeneration
+    from transformers.utils.logging import disable_progress_bar
 
     refuse_missing_folder(path)
+    disable_progress_bar()  # it would cut through our own
     model = InternVLForConditionalGeneration.from_pretrained(path, dtype=dtype)
     return InternVL(model.to(device), load_processor(path))
 
