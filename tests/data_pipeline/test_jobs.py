@@ -327,7 +327,13 @@ def test_a_job_ended_by_a_signal_is_finished_by_the_same_command(
 ) -> None:
     command = [sys.executable, "-c", SLOW_JOB, str(tmp_path)]
     output = StepOutput.open(str(tmp_path))
-    process = subprocess.Popen(command, cwd=REPO, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command,
+        cwd=REPO,
+        stderr=subprocess.DEVNULL,
+        # A background shell starts its commands with SIGINT ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     while len(output.committed()) < 2:
         time.sleep(0.005)
     process.send_signal(number)
