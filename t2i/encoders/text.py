@@ -101,7 +101,9 @@ def load_text_encoder(
         FileNotFoundError: ``config.path`` looks like a folder and is not there.
     """
     from transformers import AutoTokenizer, InternVLForConditionalGeneration
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()  # it would cut through our own
     refuse_missing_folder(config.path)
     model = InternVLForConditionalGeneration.from_pretrained(config.path, dtype=dtype)
     language_model = model.model.language_model.to(device)

@@ -28,6 +28,9 @@ def start_processes(timeout_minutes: float) -> torch.device:
     """Join the process group of the launcher (deepspeed, torchrun) or make one of one process.
 
     Returns the device of this process. Gloo on CPU, NCCL on CUDA.
+
+    Raises:
+        ValueError: the address of the group cannot be used, say by a port that is taken.
     """
     for name, value in _single_process_environment().items():
         os.environ.setdefault(name, value)
@@ -40,11 +43,18 @@ def start_processes(timeout_minutes: float) -> torch.device:
         torch.cuda.set_device(local_rank)
     else:
         _share_cores_between_processes()
-    deepspeed.init_distributed(
-        "nccl" if on_cuda else "gloo",
-        verbose=False,
-        timeout=timedelta(minutes=timeout_minutes),
-    )
+    try:
+        deepspeed.init_distributed(
+            "nccl" if on_cuda else "gloo",
+            verbose=False,
+            timeout=timedelta(minutes=timeout_minutes),
+        )
+    except torch.distributed.DistNetworkError as error:
+        address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise ValueError(
+            f"the processes cannot meet at {address} ({str(error).splitlines()[0]}); if another "
+            "run uses that port, choose one: deepspeed --master_port 29501 ..."
+        ) from error
     return torch.device("cuda", local_rank) if on_cuda else torch.device("cpu")
 
 
