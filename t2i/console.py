@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -118,7 +119,14 @@ class MetricsFile:
 def run_command(
     main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None
 ) -> int:
-    """Run a command's ``main``: a user's error becomes one line and exit code 2, Ctrl-C 130."""
+    """Run a command's ``main``: a user's error becomes one line and exit code 2, Ctrl-C 130.
+
+    Must be called before torch is imported (commands import it within ``main``), because OpenMP
+    reads its settings then.
+    """
+    # Threads that wait for each other should sleep, not spin: on two cores with another busy
+    # process, training takes 40 times as long when they spin.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         return main(argv)
     except (ValueError, FileNotFoundError) as error:
