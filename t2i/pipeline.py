@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from t2i import rng
+from t2i import flow, rng
 from t2i.encoders.text import TextEncoder, load_text_encoder
 from t2i.encoders.text_config import TextEncoderConfig
 from t2i.encoders.vae import VAE, load_vae
@@ -30,7 +30,7 @@ from t2i.guidance.methods import make_guidance
 from t2i.guidance.schedules import Schedule
 from t2i.models.tr_dit import WEIGHTS_NAME, TRDiT, load_transformer, save_transformer
 from t2i.sampling.sampler import RUN_SEED, ConditionText, sample_latents
-from t2i.sampling.sampling_config import RANDOM_PROMPTS
+from t2i.sampling.sampling_config import RANDOM_PROMPTS, RoutingDraw
 
 if TYPE_CHECKING:
     import numpy
@@ -128,7 +128,8 @@ class TextToImagePipeline:
         output_type: OutputType = "pil",
         callback_on_step_end: StepCallback | None = None,
         solver: str = "euler",
-        shift: float = 1.0,
+        shift: float | Literal["resolution"] = 1.0,
+        routing_draw: RoutingDraw = "fixed",
         random_prompts: Sequence[str] = RANDOM_PROMPTS,
     ) -> PipelineOutput:
         """Make images.
@@ -146,7 +147,10 @@ class TextToImagePipeline:
             output_type: "pil"; "np": float32 (B, H, W, 3) in [0, 1]; "pt": float32 (B, 3, H, W)
                 in [0, 1]; "latent": float32 (B, C, H / 8, W / 8), normalised.
             callback_on_step_end: called after each step, see `StepCallback`.
-            solver, shift: see `t2i.sampling.solvers`.
+            solver, shift: see `t2i.sampling.solvers`; "resolution" shifts by sqrt(T / T_ref), with
+                T_ref the number of tokens at the size that the pipeline is made for.
+            routing_draw: "fixed": a branch keeps the same number of tokens in each image;
+                "bernoulli": each token with probability 1 - gamma.
             random_prompts: what guidance icg draws its independent conditions from.
 
         Raises:
@@ -160,6 +164,7 @@ class TextToImagePipeline:
             raise ValueError(f"{num_images} images need as many seeds, got {len(seeds)}")
         method = choose_guidance(guidance, guidance_scale, gamma_strong, gamma_weak)
         texts = self.encode(prompts, num_images_per_prompt, method, seeds, random_prompts)
+        latent_shape = self.latent_shape(height, width)
 
         def on_step(step: int, timestep: float, x_BCHW: Tensor) -> Tensor:
             if callback_on_step_end is None:
@@ -172,11 +177,12 @@ class TextToImagePipeline:
             texts=texts,
             guidance=method,
             seeds=seeds,
-            latent_shape=self.latent_shape(height, width),
+            latent_shape=latent_shape,
             num_steps=num_inference_steps,
             solver=solver,
-            shift=shift,
+            shift=self.resolution_shift(latent_shape) if shift == "resolution" else shift,
             on_step=on_step,
+            bernoulli=routing_draw == "bernoulli",
         )
         images = latents if output_type == "latent" else self.decode(latents, output_type)
         return PipelineOutput(images, tuple(seeds))
@@ -232,6 +238,17 @@ class TextToImagePipeline:
         if height % multiple or width % multiple:
             raise ValueError(f"size {height}x{width}: both sides must be multiples of {multiple}")
         return self.vae.num_channels, height // self.vae.downsample, width // self.vae.downsample
+
+    def resolution_shift(self, latent_shape: tuple[int, int, int]) -> float:
+        """The shift of times for another size than the pipeline's own, see `t2i.flow`.
+
+        Raises:
+            ValueError: the pipeline does not say what size it is made for.
+        """
+        if self.size is None:
+            raise ValueError("shift 'resolution' needs a model that says its size; give a number")
+        _, height, width = self.latent_shape(*self.size)
+        return flow.resolution_shift(latent_shape[1] * latent_shape[2], height * width)
 
     @property
     def device(self) -> torch.device:

@@ -69,6 +69,10 @@ def build_parser() -> argparse.ArgumentParser:
     guidance.add_argument("--gamma-weak", metavar="G", help="the same for the weak branch")
     guidance.add_argument("--cfg-weight", metavar="W", help="for direct inner compositional ip2p")
     guidance.add_argument("--sg-weight", metavar="W", help="for direct inner compositional ip2p")
+    guidance.add_argument(
+        "--block-weight", metavar="W", help="for s2: weight of the branch without some blocks"
+    )
+    guidance.add_argument("--drop-blocks", metavar="X", help="for s2: share of blocks left out")
     guidance.add_argument("--eta", metavar="X", help="for apg: weight of the parallel part")
     guidance.add_argument("--radius", metavar="X", help="for apg: largest norm of the difference")
     guidance.add_argument("--momentum", metavar="X", help="for apg: weight of earlier differences")
@@ -94,7 +98,11 @@ def build_parser() -> argparse.ArgumentParser:
     how = parser.add_argument_group("how")
     how.add_argument("--checkpoint", metavar="DIR", help="pipeline folder, or a transformer's")
     how.add_argument("--steps", type=int, metavar="N")
-    how.add_argument("--solver", metavar="NAME", help="euler or heun")
+    how.add_argument("--solver", metavar="NAME", help="euler, heun or unipc")
+    how.add_argument("--shift", metavar="A", help="> 1 spends more steps on noise; or: resolution")
+    how.add_argument(
+        "--routing-draw", metavar="KIND", help="fixed number of kept tokens, or bernoulli"
+    )
     how.add_argument("--batch", dest="batch_size", type=int, metavar="N")
     how.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 ...")
     how.add_argument("--dtype", metavar="NAME", help="float32, bfloat16 or float16")
@@ -229,7 +237,8 @@ def settings_of(config: Config) -> dict[str, str]:
         "checkpoint": checkpoint_hash(Path(sampling.checkpoint)),
         "steps": str(sampling.steps),
         "solver": sampling.solver,
-        "shift": f"{sampling.shift:g}",
+        "shift": str(sampling.shift),
+        "routing_draw": sampling.routing_draw,
         "size": "x".join(map(str, sampling.size)) if sampling.size else "default",
         "dtype": sampling.dtype,
     }
@@ -283,6 +292,7 @@ def make_images(
                 callback_on_step_end=on_step_end,
                 solver=sampling.solver,
                 shift=sampling.shift,
+                routing_draw=sampling.routing_draw,
                 random_prompts=sampling.random_prompts,
             )
             for job, image in zip(batch, output.images, strict=True):

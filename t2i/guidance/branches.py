@@ -38,12 +38,15 @@ class Branch:
         gamma: fraction of tokens that skip the routed layers, in [0, 1).
         draw: name of the routing draw. Branches of the same name and gamma drop the same tokens.
         network: which network predicts.
+        drop_blocks: fraction of the network's blocks that are left out, drawn anew at each step,
+            never block 0; in [0, 1).
     """
 
     condition: Condition = "text"
     gamma: Schedule = DENSE
     draw: str = "strong"
     network: Network = "main"
+    drop_blocks: Schedule = DENSE
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,7 @@ class Evaluation:
     gamma: float
     draw: str
     network: Network
+    drop_blocks: float = 0.0
 
 
 def evaluations(guidance: Guidance, fraction: float) -> tuple[Evaluation, ...]:
@@ -111,7 +115,8 @@ def evaluations(guidance: Guidance, fraction: float) -> tuple[Evaluation, ...]:
                 f"{guidance}: gamma is {gamma:g} at step fraction {fraction:g}, must be in [0, 1)"
             )
         draw = branch.draw if gamma else ""  # a dense branch draws nothing
-        result.append(Evaluation(branch.condition, gamma, draw, branch.network))
+        drop_blocks = branch.drop_blocks(fraction)
+        result.append(Evaluation(branch.condition, gamma, draw, branch.network, drop_blocks))
     return tuple(result)
 
 
@@ -137,14 +142,14 @@ def plan(guidance: Guidance, timestep: float, fraction: float) -> dict[Evaluatio
 def batches(
     wanted: Sequence[Evaluation], num_kept: Callable[[float], int]
 ) -> list[tuple[Evaluation, ...]]:
-    """Group predictions that one forward can compute: same network, same number of kept tokens.
+    """Group predictions that one forward can compute: same network, blocks, number of kept tokens.
 
     Args:
         wanted: distinct evaluations.
         num_kept: gamma -> tokens that run the routed layers.
     """
 
-    def shape(evaluation: Evaluation) -> tuple[str, int]:
-        return evaluation.network, num_kept(evaluation.gamma)
+    def shape(evaluation: Evaluation) -> tuple[str, float, int]:
+        return evaluation.network, evaluation.drop_blocks, num_kept(evaluation.gamma)
 
     return [tuple(group) for _, group in groupby(sorted(wanted, key=shape), key=shape)]

@@ -23,6 +23,9 @@ class GuidanceConfig(Section):
     # of direct, inner, compositional, ip2p
     cfg_weight: ScheduleField | None = None
     sg_weight: ScheduleField | None = None
+    # of s2
+    block_weight: ScheduleField | None = None
+    drop_blocks: ScheduleField | None = None
     # of apg
     eta: ScheduleField | None = None
     radius: ScheduleField | None = None

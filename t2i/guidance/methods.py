@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from t2i.guidance.branches import Branch, Condition, Guidance
 from t2i.guidance.projection import AdaptiveProjection
-from t2i.guidance.schedules import Schedule, as_schedule
+from t2i.guidance.schedules import Schedule, as_schedule, constant
 
 Build = Callable[..., Guidance]
 
@@ -66,6 +66,8 @@ def make_guidance(
     given = {key: as_schedule(value) for key, value in (settings or {}).items()}
     values = {**row.defaults, **given}
     _check_gammas(values, may_cross=name == "ag+sg")
+    if any(not 0 < value < 1 for value in values.get("drop_blocks", constant(0.5)).values):
+        raise ValueError(f"drop_blocks must be in (0, 1), got {values['drop_blocks']}")
     return replace(row.build(**values), name=name, settings=values, interval=interval)
 
 
@@ -185,6 +187,18 @@ def instruct_pix2pix(
 def independent_condition(omega: Schedule) -> Guidance:
     """omega D(c) + (1 - omega) D(c~), c~ drawn independently of the image   (arXiv 2407.02687)."""
     return extrapolate(omega, Branch(), Branch("random"))
+
+
+@method("s2", omega=2.5, block_weight=0.25, drop_blocks=0.1)
+def stochastic_self(omega: Schedule, block_weight: Schedule, drop_blocks: Schedule) -> Guidance:
+    """D(0) + omega (D(c) - D(0)) - w_b (D^(c) - D(c)), D^ without some blocks (arXiv 2508.12880).
+
+    At omega = 1 the empty prompt falls out: the method's form with two branches.
+    """
+    return Guidance(
+        (Branch(), Branch("null"), Branch(drop_blocks=drop_blocks)),
+        lambda u: (omega(u) + block_weight(u), 1 - omega(u), -block_weight(u)),
+    )
 
 
 @method("apg", omega=2.5, eta=0.0, radius=7.5, momentum=-0.5)

@@ -6,6 +6,7 @@ Shape suffixes: B samples, T tokens, K kept tokens, D width.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -49,6 +50,60 @@ def draw_keep_ids(
     words_BT = rng.words(seed, stream, step, sample_ids_B.to(device), num_tokens)
     shuffled_BT = words_BT.argsort(dim=1, stable=True)
     return shuffled_BT[:, :count].sort(dim=1).values
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Which tokens each sample keeps, in rows of one length.
+
+    Attributes:
+        ids_BK: (B, K) int64, ascending and distinct in each row.
+        mask_BK: (B, K) bool; False = the token is not kept, it only fills up the row. None = all
+            samples keep K tokens.
+    """
+
+    ids_BK: Tensor
+    mask_BK: Tensor | None = None
+
+
+def draw_keep(
+    seed: int,
+    stream: str,
+    step: int,
+    sample_ids_B: Tensor,
+    num_tokens: int,
+    gamma: float | Tensor,
+    bernoulli: bool = False,
+    device: torch.device | str = "cpu",
+) -> Kept:
+    """A draw in which samples may keep different numbers of tokens.
+
+    Args:
+        seed, stream, step, sample_ids_B, num_tokens, device: as in `draw_keep_ids`.
+        gamma: one number, or (B,) one per sample; in [0, 1).
+        bernoulli: keep each token with probability 1 - gamma, and at least one per sample, as the
+            text of Sparse Guidance has it; else each sample keeps exactly `num_kept` tokens, the
+            same that `draw_keep_ids` draws for it.
+
+    Raises:
+        ValueError: a gamma outside [0, 1).
+    """
+    if not bernoulli and not isinstance(gamma, Tensor):
+        ids_BK = draw_keep_ids(seed, stream, step, sample_ids_B, num_tokens, gamma, device)
+        return Kept(ids_BK)
+    gammas = gamma.tolist() if isinstance(gamma, Tensor) else [gamma] * len(sample_ids_B)
+    counts = [num_kept(num_tokens, value) for value in gammas]
+    words_BT = rng.words(seed, stream, step, sample_ids_B.to(device), num_tokens)
+    shuffled_BT = words_BT.argsort(dim=1, stable=True)
+    if bernoulli:
+        # the smallest words are kept: their number is binomial and the order of a draw is the same
+        limit_B1 = (1 - torch.tensor(gammas, dtype=torch.float64, device=device)[:, None]) * 2**32
+        counts_B1 = (words_BT < limit_B1).sum(dim=1, keepdim=True).clamp(min=1)
+    else:
+        counts_B1 = torch.tensor(counts, device=device)[:, None]
+    most = int(counts_B1.max())
+    ids_BK, order_BK = shuffled_BT[:, :most].sort(dim=1)
+    return Kept(ids_BK, order_BK < counts_B1)
 
 
 def gather_tokens(tokens_BTD: Tensor, keep_ids_BK: Tensor) -> Tensor:

@@ -112,10 +112,13 @@ class Block(nn.Module):
         rotation: Rotation,
         key_value: tuple[Tensor, Tensor],
         mask_B11L: Tensor,
+        mask_B11T: Tensor | None = None,
     ) -> Tensor:
         """(B, T, D) to (B, T, D); T may be the kept tokens with their own rows of `rotation`."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(time_BD)
-        attended = self.self_attention(modulate(rms_norm(x_BTD), shift1, scale1), rotation)
+        attended = self.self_attention(
+            modulate(rms_norm(x_BTD), shift1, scale1), rotation, mask_B11T
+        )
         x_BTD = torch.addcmul(x_BTD, gate1, attended)
         x_BTD = x_BTD + self.cross_attention(self.cross_norm(x_BTD), key_value, mask_B11L)
         fed = self.ffn(modulate(rms_norm(x_BTD), shift2, scale2))
@@ -225,6 +228,8 @@ class TRDiT(nn.Module):
         timestep_B: Tensor,
         text: TextContext,
         keep_ids_BK: Tensor | None = None,
+        keep_mask_BK: Tensor | None = None,
+        skip_blocks: Sequence[int] = (),
     ) -> Tensor:
         """The velocity at (latents, t) for a text.
 
@@ -234,6 +239,9 @@ class TRDiT(nn.Module):
             text: from `prepare_text`, of the same batch.
             keep_ids_BK: (B, K) int64 ascending tokens that run the routed blocks, the same in
                 every route, or (routes, B, K) for a draw per route; None = dense.
+            keep_mask_BK: bool of the same shape, False = a place that only fills up the row of a
+                sample that keeps fewer than K tokens (`routing.draw_keep`); None = all kept.
+            skip_blocks: blocks that are left out for the whole batch (S2 guidance).
 
         Returns:
             the shape and dtype of `latents_BCHW`.
@@ -242,8 +250,9 @@ class TRDiT(nn.Module):
             ValueError: sizes that do not divide, or kept tokens for a model without routes.
         """
         hidden = self.embed(latents_BCHW, timestep_B)
-        hidden = self.before_route(hidden, text)
-        return self.from_route(hidden, text, keep_ids_BK).to(latents_BCHW.dtype)
+        hidden = self.before_route(hidden, text, skip_blocks)
+        velocity = self.from_route(hidden, text, keep_ids_BK, keep_mask_BK, skip_blocks)
+        return velocity.to(latents_BCHW.dtype)
 
     def embed(self, latents_BCHW: Tensor, timestep_B: Tensor) -> Hidden:
         """Patches to tokens, time to its embedding, the grid to its rotation."""
@@ -263,12 +272,19 @@ class TRDiT(nn.Module):
             grid=grid,
         )
 
-    def before_route(self, hidden: Hidden, text: TextContext) -> Hidden:
+    def before_route(
+        self, hidden: Hidden, text: TextContext, skip_blocks: Sequence[int] = ()
+    ) -> Hidden:
         """The blocks before the first route (all of them when there is none)."""
-        return self._run(hidden, text, 0, self._first_routed)
+        return self._run(hidden, text, self._blocks(0, self._first_routed, skip_blocks))
 
     def from_route(
-        self, hidden: Hidden, text: TextContext, keep_ids_BK: Tensor | None = None
+        self,
+        hidden: Hidden,
+        text: TextContext,
+        keep_ids_BK: Tensor | None = None,
+        keep_mask_BK: Tensor | None = None,
+        skip_blocks: Sequence[int] = (),
     ) -> Tensor:
         """The routed blocks, those after, and the head; arguments as in `forward`."""
         routes = self.config.resolved_routes
@@ -276,14 +292,18 @@ class TRDiT(nn.Module):
             raise ValueError("this model has no routes, so gamma must be 0 (config key: routes)")
         done = self._first_routed
         for number, (first, last) in enumerate(routes):
-            hidden = self._run(hidden, text, done, first)
+            hidden = self._run(hidden, text, self._blocks(done, first, skip_blocks))
+            routed = self._blocks(first, last + 1, skip_blocks)
             if keep_ids_BK is None:
-                hidden = self._run(hidden, text, first, last + 1)
+                hidden = self._run(hidden, text, routed)
             else:
-                keep_ids = keep_ids_BK if keep_ids_BK.ndim == 2 else keep_ids_BK[number]
-                hidden = self._run_routed(hidden, text, first, last + 1, keep_ids)
+                keep_ids, keep_mask = (
+                    draw if draw is None or draw.ndim == 2 else draw[number]
+                    for draw in (keep_ids_BK, keep_mask_BK)
+                )
+                hidden = self._run_routed(hidden, text, routed, keep_ids, keep_mask)
             done = last + 1
-        hidden = self._run(hidden, text, done, self.config.num_layers)
+        hidden = self._run(hidden, text, self._blocks(done, self.config.num_layers, skip_blocks))
         patches_BTP = self.head(hidden.tokens_BTD, hidden.time_BD)
         grid_BPhw = patches_BTP.transpose(1, 2).unflatten(-1, hidden.grid)
         return F.pixel_shuffle(grid_BPhw, self.config.patch_size)
@@ -293,24 +313,49 @@ class TRDiT(nn.Module):
         routes = self.config.resolved_routes
         return routes[0][0] if routes else self.config.num_layers
 
+    @staticmethod
+    def _blocks(start: int, stop: int, skip_blocks: Sequence[int]) -> list[int]:
+        return [i for i in range(start, stop) if i not in skip_blocks]
+
     def _run_routed(
-        self, hidden: Hidden, text: TextContext, start: int, stop: int, keep_ids_BK: Tensor
+        self,
+        hidden: Hidden,
+        text: TextContext,
+        blocks: Sequence[int],
+        keep_ids_BK: Tensor,
+        keep_mask_BK: Tensor | None,
     ) -> Hidden:
-        """Blocks start..stop-1 on the kept tokens and their positions; the others stand aside."""
+        """Blocks on the kept tokens and their positions; the others stand aside."""
         kept = replace(
             hidden,
             tokens_BTD=gather_tokens(hidden.tokens_BTD, keep_ids_BK),
             rotation=hidden.rotation.rows(keep_ids_BK),
         )
-        kept = self._run(kept, text, start, stop)
-        merged_BTD = scatter_tokens(hidden.tokens_BTD, kept.tokens_BTD, keep_ids_BK)
-        return replace(hidden, tokens_BTD=merged_BTD)
+        ran = self._run(kept, text, blocks, keep_mask_BK)
+        ran_BKD = ran.tokens_BTD
+        if keep_mask_BK is not None:
+            ran_BKD = ran_BKD.where(keep_mask_BK.unsqueeze(-1), kept.tokens_BTD)
+        return replace(hidden, tokens_BTD=scatter_tokens(hidden.tokens_BTD, ran_BKD, keep_ids_BK))
 
-    def _run(self, hidden: Hidden, text: TextContext, start: int, stop: int) -> Hidden:
-        """Blocks start..stop-1."""
+    def _run(
+        self,
+        hidden: Hidden,
+        text: TextContext,
+        blocks: Sequence[int],
+        token_mask_BT: Tensor | None = None,
+    ) -> Hidden:
+        """Some blocks, in order; nobody attends to tokens whose mask is False."""
+        mask_B11T = None if token_mask_BT is None else token_mask_BT[:, None, None, :]
         x_BTD = hidden.tokens_BTD
-        for i in range(start, stop):
-            inputs = (x_BTD, hidden.time_BD, hidden.rotation, text.keys_values[i], text.mask_B11L)
+        for i in blocks:
+            inputs = (
+                x_BTD,
+                hidden.time_BD,
+                hidden.rotation,
+                text.keys_values[i],
+                text.mask_B11L,
+                mask_B11T,
+            )
             if self.config.gradient_checkpointing and torch.is_grad_enabled():
                 # nothing inside draws random numbers, so there is no state to save
                 x_BTD = checkpoint(

@@ -22,7 +22,7 @@ from torch import Tensor
 from t2i import rng
 from t2i.encoders.text import TextStates
 from t2i.guidance.branches import Condition, Evaluation, Guidance, batches, evaluations, plan
-from t2i.models.routing import draw_keep_ids, num_kept
+from t2i.models.routing import Kept, draw_keep, num_kept
 from t2i.models.tr_dit import Hidden, TextContext, TRDiT, concatenate_text
 from t2i.sampling.solvers import OnStep, integrate, step_fraction, time_grid
 
@@ -48,6 +48,7 @@ class GuidedField:
         guidance: Guidance,
         seeds_B: Tensor,
         num_steps: int,
+        bernoulli: bool = False,
     ) -> None:
         """Prepare the text of every network and condition that the method asks for.
 
@@ -57,6 +58,7 @@ class GuidedField:
             guidance: the method.
             seeds_B: (B,) int64, one seed per image.
             num_steps: steps of the solver, for schedules.
+            bernoulli: keep each token with probability 1 - gamma, not a fixed number of tokens.
 
         Raises:
             ValueError: the method asks for an aux network and there is none.
@@ -69,6 +71,7 @@ class GuidedField:
         self.guidance = guidance
         self.seeds_B = seeds_B
         self.num_steps = num_steps
+        self.bernoulli = bernoulli
         self.combine = guidance.new_combine() if guidance.new_combine else None
         pairs = dict.fromkeys((branch.network, branch.condition) for branch in guidance.branches)
         self.prepared: dict[tuple[str, Condition], TextContext] = {
@@ -94,20 +97,35 @@ class GuidedField:
     ) -> dict[Evaluation, Tensor]:
         """The float32 velocity (B, C, H, W) of each of some distinct evaluations."""
         velocities: dict[Evaluation, Tensor] = {}
-        for name, network in self.networks.items():
-            own = [evaluation for evaluation in wanted if evaluation.network == name]
-            if not own:
-                continue
+        for name, drop_blocks in dict.fromkeys((one.network, one.drop_blocks) for one in wanted):
+            own = [one for one in wanted if (one.network, one.drop_blocks) == (name, drop_blocks)]
+            network = self.networks[name]
+            skip_blocks = draw_skipped(network.config.num_layers, drop_blocks, step)
             num_tokens = x_BCHW[0, 0].numel() // network.config.patch_size**2
             conditions = tuple(dict.fromkeys(evaluation.condition for evaluation in own))
-            hidden = self._before_route(name, conditions, x_BCHW, timestep)
-            for batch in batches(own, partial(num_kept, num_tokens)):
-                together = self._from_route(name, conditions, hidden, batch, num_tokens, step)
+            hidden = self._before_route(name, conditions, x_BCHW, timestep, skip_blocks)
+            for batch in self._batches(own, num_tokens):
+                together = self._from_route(
+                    name, conditions, hidden, batch, num_tokens, step, skip_blocks
+                )
                 velocities.update(zip(batch, together.float().chunk(len(batch)), strict=True))
         return velocities
 
+    def _batches(
+        self, wanted: Sequence[Evaluation], num_tokens: int
+    ) -> list[tuple[Evaluation, ...]]:
+        """What one forward computes: branches that keep equally many tokens in each image."""
+        if self.bernoulli:
+            return [(evaluation,) for evaluation in wanted]
+        return batches(wanted, partial(num_kept, num_tokens))
+
     def _before_route(
-        self, name: str, conditions: tuple[Condition, ...], x_BCHW: Tensor, timestep: float
+        self,
+        name: str,
+        conditions: tuple[Condition, ...],
+        x_BCHW: Tensor,
+        timestep: float,
+        skip_blocks: Sequence[int],
     ) -> Hidden:
         """The first layers, once per condition: all rows of the first condition, then the next."""
         network = self.networks[name]
@@ -119,7 +137,7 @@ class GuidedField:
             tokens_BTD=hidden.tokens_BTD.repeat(repeats, 1, 1),
             time_BD=hidden.time_BD.repeat(repeats, 1),
         )
-        return network.before_route(repeated, self._text(name, conditions))
+        return network.before_route(repeated, self._text(name, conditions), skip_blocks)
 
     def _from_route(
         self,
@@ -129,6 +147,7 @@ class GuidedField:
         batch: tuple[Evaluation, ...],
         num_tokens: int,
         step: int,
+        skip_blocks: Sequence[int],
     ) -> Tensor:
         """The remaining layers for branches that keep equally many tokens, one after the other."""
         asked = tuple(evaluation.condition for evaluation in batch)
@@ -138,24 +157,32 @@ class GuidedField:
             hidden = replace(
                 hidden, tokens_BTD=hidden.tokens_BTD[rows], time_BD=hidden.time_BD[rows]
             )
-        keep_ids = None
+        keep_ids = keep_mask = None
         if num_kept(num_tokens, batch[0].gamma) < num_tokens:
-            keep_ids = torch.cat(
-                [self._keep_ids(evaluation, num_tokens, step) for evaluation in batch]
-            )
-        return self.networks[name].from_route(hidden, self._text(name, asked), keep_ids)
-
-    def _keep_ids(self, evaluation: Evaluation, num_tokens: int, step: int) -> Tensor:
-        """(B, K): fresh per image, step and draw."""
-        return draw_keep_ids(
-            RUN_SEED,
-            f"routing {evaluation.draw}",
-            step,
-            self.seeds_B,
-            num_tokens,
-            evaluation.gamma,
-            self.seeds_B.device,
+            kept = self._keep(batch, num_tokens, step)
+            keep_ids, keep_mask = kept.ids_BK, kept.mask_BK
+        return self.networks[name].from_route(
+            hidden, self._text(name, asked), keep_ids, keep_mask, skip_blocks
         )
+
+    def _keep(self, batch: tuple[Evaluation, ...], num_tokens: int, step: int) -> Kept:
+        """The kept tokens of each branch and image, fresh per image, step and draw."""
+        draws = [
+            draw_keep(
+                RUN_SEED,
+                f"routing {evaluation.draw}",
+                step,
+                self.seeds_B,
+                num_tokens,
+                evaluation.gamma,
+                self.bernoulli,
+                self.seeds_B.device,
+            )
+            for evaluation in batch
+        ]
+        if self.bernoulli:  # a batch of one branch
+            return draws[0]
+        return Kept(torch.cat([draw.ids_BK for draw in draws]))
 
     def _text(self, name: str, conditions: tuple[Condition, ...]) -> TextContext:
         """The prepared text of several conditions, one after the other; joined once."""
@@ -168,6 +195,21 @@ class GuidedField:
 def prepare(network: TRDiT, text: ConditionText) -> TextContext:
     """Refined text, keys and values of all blocks: computed per caption, then one row per image."""
     return network.prepare_text(text.states.states, text.states.mask).select(text.rows_B)
+
+
+def draw_skipped(num_blocks: int, drop_blocks: float, step: int) -> tuple[int, ...]:
+    """The blocks that are left out at a step: at least one, never block 0, the same for all images.
+
+    Args:
+        num_blocks: of the network.
+        drop_blocks: fraction of them, in [0, 1); 0 = none.
+        step: number of the solver's step.
+    """
+    if drop_blocks == 0:
+        return ()
+    count = min(max(1, round(drop_blocks * num_blocks)), num_blocks - 1)
+    words_1N = rng.words(RUN_SEED, "skipped blocks", step, torch.tensor([0]), num_blocks - 1)
+    return tuple(sorted((words_1N[0].argsort()[:count] + 1).tolist()))
 
 
 def weighted_sum(
@@ -192,6 +234,7 @@ def sample_latents(
     solver: str = "euler",
     shift: float = 1.0,
     on_step: OnStep | None = None,
+    bernoulli: bool = False,
 ) -> Tensor:
     """Noise to latents, one image per seed.
 
@@ -203,6 +246,7 @@ def sample_latents(
         latent_shape: C, H, W.
         num_steps, solver, shift: see `t2i.sampling.solvers`.
         on_step: called after each step with (step, t, x); what it returns replaces x.
+        bernoulli: keep each token with probability 1 - gamma, not a fixed number of tokens.
 
     Returns:
         (B, C, H, W) float32 normalised latents.
@@ -212,6 +256,6 @@ def sample_latents(
     """
     device = next(networks["main"].parameters()).device
     seeds_B = torch.tensor(seeds, dtype=torch.int64, device=device)
-    field = GuidedField(networks, texts, guidance, seeds_B, num_steps)
+    field = GuidedField(networks, texts, guidance, seeds_B, num_steps, bernoulli)
     noise = rng.normal(RUN_SEED, "sampling noise", 0, seeds_B, latent_shape, device)
     return integrate(field, noise, time_grid(num_steps, shift), solver, on_step)

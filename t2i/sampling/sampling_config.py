@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from t2i.config import ASSETS_FOLDER, Section
 
 # Solver names; `t2i.sampling.solvers.SOLVERS` has the functions.
-SolverName = Literal["euler", "heun"]
+SolverName = Literal["euler", "heun", "unipc"]
+# How a branch draws the tokens that it keeps, see `t2i.models.routing.draw_keep`.
+RoutingDraw = Literal["fixed", "bernoulli"]
 
 # Drawn from by guidance icg: prompts that have nothing to do with the image.
 RANDOM_PROMPTS = (
@@ -34,7 +36,12 @@ class SamplingConfig(Section):
     output: str = Field("outputs/nano/samples", description="a subfolder per guidance is made here")
     steps: int = Field(50, ge=1)
     solver: SolverName = "euler"
-    shift: float = Field(1.0, gt=0, description="> 1 spends more steps on noise, see t2i.flow")
+    shift: Annotated[float, Field(gt=0)] | Literal["resolution"] = Field(
+        1.0, description="> 1 spends more steps on noise; resolution: sqrt(tokens / usual tokens)"
+    )
+    routing_draw: RoutingDraw = Field(
+        "fixed", description="fixed count of kept tokens, or each with probability 1 - gamma"
+    )
     size: tuple[int, int] | None = Field(
         None, description="height and width in pixels; none = the size the pipeline is made for"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +15,8 @@ from t2i.flow import shift_timestep
 Field = Callable[[Tensor, float, int], Tensor]
 # field, x_t, t, next t, number of the step -> x at the next t
 Step = Callable[[Field, Tensor, float, float, int], Tensor]
+# times -> the step of one trajectory, with what it remembers of earlier ones
+Solver = Callable[[Sequence[float]], Step]
 # number of the step, next t, x at the next t -> x to go on with
 OnStep = Callable[[int, float, Tensor], Tensor]
 
@@ -47,7 +50,29 @@ def heun(field: Field, x: Tensor, time: float, next_time: float, step: int) -> T
     return x + (next_time - time) / 2 * (velocity + field(predicted, next_time, step))
 
 
-SOLVERS: dict[str, Step] = {"euler": euler, "heun": heun}
+class UniPC:
+    """UniPC of order 2 (arXiv 2302.04867) by diffusers: one evaluation a step, remembers the last.
+
+    It solves in log signal-to-noise ratio for the data estimate, with noise level s = 1 - t and
+    velocity noise - data: diffusers' convention, converted here.
+    """
+
+    def __init__(self, times: Sequence[float]) -> None:
+        from diffusers import UniPCMultistepScheduler
+
+        self.scheduler = UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, solver_order=2
+        )
+        self.scheduler.set_timesteps(sigmas=1 - np.array(times[:-1]))
+        self.scheduler.set_begin_index(0)
+
+    def __call__(self, field: Field, x: Tensor, time: float, next_time: float, step: int) -> Tensor:
+        """x at the next time; to be called for each step in order."""
+        velocity = field(x, time, step)
+        return self.scheduler.step(-velocity, self.scheduler.timesteps[step], x).prev_sample
+
+
+SOLVERS: dict[str, Solver] = {"euler": lambda _: euler, "heun": lambda _: heun, "unipc": UniPC}
 
 
 def integrate(
@@ -67,9 +92,9 @@ def integrate(
     """
     if solver not in SOLVERS:
         raise ValueError(f"unknown solver {solver!r}; valid: {' '.join(SOLVERS)}")
-    x = noise
+    x, take_step = noise, SOLVERS[solver](times)
     for step, (time, next_time) in enumerate(pairwise(times)):
-        x = SOLVERS[solver](field, x, time, next_time, step)
+        x = take_step(field, x, time, next_time, step)
         if on_step is not None:
             x = on_step(step, next_time, x)
     return x

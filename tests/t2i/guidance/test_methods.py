@@ -19,7 +19,7 @@ W_C, W_S = 1.7, 0.6
 
 
 def test_the_rows_of_the_spec_are_there() -> None:
-    names = "none cfg sg cfg+sg ag ag+sg direct inner compositional ip2p icg apg"
+    names = "none cfg sg cfg+sg ag ag+sg direct inner compositional ip2p icg s2 apg"
     assert list(METHODS) == names.split()
 
 
@@ -33,7 +33,8 @@ def test_coefficients_sum_to_one(name: str, fraction: float) -> None:
 
 @pytest.mark.parametrize("name", [name for name in LINEAR if name in OMEGA_METHODS])
 def test_omega_one_is_the_strong_branch_alone(name: str) -> None:
-    guidance = make_guidance(name, {"omega": 1})
+    others = {"block_weight": 0} if name == "s2" else {}
+    guidance = make_guidance(name, {"omega": 1, **others})
     assert plan(guidance, 0.5, 0.5) == {evaluations(guidance, 0.5)[0]: 1.0}
 
 
@@ -71,6 +72,22 @@ def test_it_computes_the_papers_equation(name: str) -> None:
     assert guided == pytest.approx(EQUATIONS[name](W_C, W_S))
 
 
+def test_s2_computes_the_papers_equation() -> None:
+    # D(c), D(0) and D^(c) as numbers; lambda = W_C, omega_s = W_S
+    guidance = make_guidance("s2", {"omega": W_C, "block_weight": W_S})
+    terms = plan(guidance, 0.5, 0.5)
+    value = {("text", 0.0): S_C, ("null", 0.0): S_0, ("text", 0.1): W_C_}
+    guided = sum(w * value[term.condition, term.drop_blocks] for term, w in terms.items())
+    assert guided == pytest.approx(S_0 + W_C * (S_C - S_0) - W_S * (W_C_ - S_C))
+
+
+def test_s2_without_its_weight_is_cfg_and_without_cfg_has_two_branches() -> None:
+    cfg = plan(make_guidance("cfg", {"omega": 3}), 0.5, 0.5)
+    assert plan(make_guidance("s2", {"omega": 3, "block_weight": 0}), 0.5, 0.5) == cfg
+    two = plan(make_guidance("s2", {"omega": 1}), 0.5, 0.5)
+    assert [term.condition for term in two] == ["text", "text"]
+
+
 def test_both_branches_of_sg_are_conditional() -> None:
     assert {branch.condition for branch in make_guidance("sg").branches} == {"text"}
 
@@ -105,8 +122,14 @@ def test_bad_settings_are_refused(settings: dict[str, float | str], message: str
 
 
 def test_an_unknown_name_is_answered_with_the_valid_ones() -> None:
-    with pytest.raises(ValueError, match=r"unknown guidance 's2'; valid: none cfg sg"):
-        make_guidance("s2")
+    with pytest.raises(ValueError, match=r"unknown guidance 'pag'; valid: none cfg sg"):
+        make_guidance("pag")
+
+
+@pytest.mark.parametrize("drop_blocks", [0, 1, "linear:0.1:1.5"])
+def test_s2_must_drop_some_blocks_and_not_all(drop_blocks: float | str) -> None:
+    with pytest.raises(ValueError, match=r"drop_blocks must be in \(0, 1\)"):
+        make_guidance("s2", {"drop_blocks": drop_blocks})
 
 
 def test_an_empty_interval_is_refused() -> None:

@@ -5,7 +5,13 @@ import math
 import pytest
 import torch
 
-from t2i.models.routing import draw_keep_ids, gather_tokens, num_kept, scatter_tokens
+from t2i.models.routing import (
+    draw_keep,
+    draw_keep_ids,
+    gather_tokens,
+    num_kept,
+    scatter_tokens,
+)
 
 IDS = torch.arange(5)
 
@@ -76,3 +82,45 @@ def test_gradients_flow_through_both_ways_around():
     keep_ids = torch.tensor([[0, 3, 5], [1, 2, 4]])
     route = lambda x: scatter_tokens(x, gather_tokens(x, keep_ids).square(), keep_ids)  # noqa: E731
     assert torch.autograd.gradcheck(route, (tokens,))
+
+
+def test_samples_of_different_gammas_keep_what_each_would_keep_alone():
+    gammas = torch.tensor([0.0, 0.25, 0.5, 0.75, 0.9])
+    kept = draw_keep(0, "route", 0, IDS, 64, gammas)
+    assert kept.ids_BK.shape == (5, 64)
+    for row, gamma in enumerate(gammas.tolist()):
+        alone = draw_keep_ids(0, "route", 0, IDS[row : row + 1], 64, gamma)
+        assert torch.equal(kept.ids_BK[row][kept.mask_BK[row]], alone[0])
+
+
+def test_a_row_is_filled_up_with_other_tokens():
+    kept = draw_keep(0, "route", 0, IDS, 64, torch.tensor([0.9, 0.2, 0.9, 0.5, 0.3]))
+    assert (kept.ids_BK.diff(dim=1) > 0).all()
+
+
+def test_one_gamma_for_all_is_the_fixed_draw_without_a_mask():
+    kept = draw_keep(0, "route", 0, IDS, 64, 0.5)
+    assert kept.mask_BK is None
+    assert torch.equal(kept.ids_BK, draw_keep_ids(0, "route", 0, IDS, 64, 0.5))
+
+
+def test_bernoulli_counts_are_binomial():
+    # mean and variance of binomial(64, 0.25) over 4,000 samples, within 6 standard errors
+    kept = draw_keep(0, "route", 0, torch.arange(4000), 64, 0.75, bernoulli=True)
+    counts = kept.mask_BK.sum(dim=1).double()
+    variance = 64 * 0.25 * 0.75
+    assert abs(counts.mean() - 16) < 6 * math.sqrt(variance / 4000)
+    assert abs(counts.var() - variance) < 6 * variance * math.sqrt(2 / 4000)
+
+
+def test_bernoulli_keeps_at_least_one_token():
+    kept = draw_keep(0, "route", 0, torch.arange(500), 4, 0.95, bernoulli=True)
+    assert kept.mask_BK.any(dim=1).all()
+    assert kept.mask_BK.sum(dim=1).min() == 1
+
+
+@pytest.mark.parametrize("gamma", [1.0, torch.tensor([0.5, 1.0])])
+@pytest.mark.parametrize("bernoulli", [False, True])
+def test_a_gamma_outside_its_range_is_refused_in_every_kind_of_draw(gamma, bernoulli):
+    with pytest.raises(ValueError, match=r"gamma must be in \[0, 1\)"):
+        draw_keep(0, "route", 0, IDS[:2], 64, gamma, bernoulli)

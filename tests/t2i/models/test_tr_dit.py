@@ -1,5 +1,6 @@
 """Proves TR-DiT: routing exact, text padding without influence, all weights used, files checked."""
 
+import copy
 import json
 from dataclasses import replace
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from t2i.models.routing import draw_keep_ids, gather_tokens
+from t2i.models.routing import draw_keep, draw_keep_ids, gather_tokens
 from t2i.models.tr_dit import (
     CONFIG_NAME,
     WEIGHTS_NAME,
@@ -93,7 +94,7 @@ def test_a_routed_block_equals_the_dense_block_on_the_gathered_tokens(
     model, inputs, text, keep_ids
 ):
     hidden = model.embed(*inputs[:2])
-    routed = model._run_routed(hidden, text, 1, 2, keep_ids).tokens_BTD
+    routed = model._run_routed(hidden, text, [1], keep_ids, None).tokens_BTD
     for sample in range(BATCH):
         ids = keep_ids[sample]
         cos, sin = (table[ids] for table in hidden.rotation)
@@ -110,7 +111,7 @@ def test_a_routed_block_equals_the_dense_block_on_the_gathered_tokens(
 @torch.no_grad()
 def test_tokens_that_step_aside_come_back_unchanged(model, inputs, text, keep_ids):
     hidden = model.before_route(model.embed(*inputs[:2]), text)
-    routed = model._run_routed(hidden, text, 1, 4, keep_ids).tokens_BTD
+    routed = model._run_routed(hidden, text, range(1, 4), keep_ids, None).tokens_BTD
     aside = torch.ones(BATCH, TOKENS, dtype=torch.bool).scatter(1, keep_ids, False)
     assert torch.equal(routed[aside], hidden.tokens_BTD[aside])
     assert (routed[~aside] != hidden.tokens_BTD[~aside]).any(dim=-1).all()
@@ -122,7 +123,8 @@ def test_kept_tokens_do_not_see_those_that_stepped_aside(model, inputs, text, ke
     aside = torch.ones(BATCH, TOKENS, dtype=torch.bool).scatter(1, keep_ids, False)
     changed = replace(hidden, tokens_BTD=hidden.tokens_BTD.masked_fill(aside.unsqueeze(-1), 5.0))
     runs = [
-        model._run_routed(state, text, 1, 4, keep_ids).tokens_BTD for state in (hidden, changed)
+        model._run_routed(state, text, range(1, 4), keep_ids, None).tokens_BTD
+        for state in (hidden, changed)
     ]
     assert torch.equal(gather_tokens(runs[0], keep_ids), gather_tokens(runs[1], keep_ids))
 
@@ -137,6 +139,34 @@ def test_routing_changes_the_velocity_and_a_sample_does_not_depend_on_its_batch(
     ids = torch.tensor([2, 0])
     part = model(latents[ids], timestep[ids], text.select(ids), keep_ids[ids])
     torch.testing.assert_close(part, routed[ids], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("bernoulli", [False, True])
+def test_samples_that_keep_different_numbers_of_tokens_share_a_batch(
+    model, inputs, text, bernoulli
+):
+    latents, timestep = inputs[:2]
+    gammas = torch.tensor([0.0, 0.5, 0.9])
+    kept = draw_keep(0, "route", 0, torch.arange(BATCH), TOKENS, gammas, bernoulli)
+    together = model(latents, timestep, text, kept.ids_BK, kept.mask_BK)
+    for row in range(BATCH):
+        one = torch.tensor([row])
+        own_ids = kept.ids_BK[row][kept.mask_BK[row]].unsqueeze(0)
+        alone = model(latents[one], timestep[one], text.select(one), own_ids)
+        torch.testing.assert_close(together[one], alone, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_skipped_block_is_one_that_adds_nothing(model, inputs, text, keep_ids):
+    without = copy.deepcopy(model)
+    for i in (0, 2, 4):
+        without.blocks[i].modulation.up.weight.zero_()  # closes both gates
+        without.blocks[i].cross_attention.out.weight.zero_()
+    for ids in (None, keep_ids):
+        skipped = model(*inputs[:2], text, ids, skip_blocks=(4, 0, 2))
+        assert torch.equal(skipped, without(*inputs[:2], text, ids))
+        assert not torch.equal(skipped, model(*inputs[:2], text, ids))
 
 
 @torch.no_grad()

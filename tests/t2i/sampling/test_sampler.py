@@ -17,7 +17,13 @@ from t2i.guidance.methods import METHODS, extrapolate, make_guidance
 from t2i.guidance.schedules import constant
 from t2i.models.routing import draw_keep_ids, num_kept
 from t2i.models.tr_dit import TRDiT
-from t2i.sampling.sampler import RUN_SEED, ConditionText, GuidedField, sample_latents
+from t2i.sampling.sampler import (
+    RUN_SEED,
+    ConditionText,
+    GuidedField,
+    draw_skipped,
+    sample_latents,
+)
 
 TEXT_WIDTH = 12
 LATENT_SHAPE = (4, 8, 8)
@@ -63,9 +69,16 @@ def sample(
     captions: Sequence[int] = (1, 2),
     seeds: Sequence[int] = (5, 6),
     length: int = 4,
+    bernoulli: bool = False,
 ) -> Tensor:
     return sample_latents(
-        networks, texts(captions, length), guidance, seeds, LATENT_SHAPE, NUM_STEPS
+        networks,
+        texts(captions, length),
+        guidance,
+        seeds,
+        LATENT_SHAPE,
+        NUM_STEPS,
+        bernoulli=bernoulli,
     )
 
 
@@ -89,7 +102,16 @@ def naive_prediction(
                 evaluation.gamma,
             )
         context = network.prepare_text(states.states, states.mask)
-        rows.append(network(x[row : row + 1], torch.tensor([timestep]), context, keep_ids))
+        skipped = draw_skipped(network.config.num_layers, evaluation.drop_blocks, step)
+        rows.append(
+            network(
+                x[row : row + 1],
+                torch.tensor([timestep]),
+                context,
+                keep_ids,
+                skip_blocks=skipped,
+            )
+        )
     return torch.cat(rows)
 
 
@@ -122,6 +144,26 @@ def test_an_image_does_not_depend_on_its_batch(networks: dict[str, TRDiT], name:
     together = sample(networks, guidance, captions=(1, 2, 3), seeds=(5, 6, 7))
     alone = sample(networks, guidance, captions=(2,), seeds=(6,), length=3 + 5)
     torch.testing.assert_close(together[1:2], alone, **CLOSE)
+
+
+@pytest.mark.parametrize("name", ["sg", "inner", "ag+sg"])
+def test_bernoulli_draws_do_not_depend_on_the_batch_either(
+    networks: dict[str, TRDiT], name: str
+) -> None:
+    guidance = make_guidance(name)
+    together = sample(networks, guidance, (1, 2, 3), (5, 6, 7), bernoulli=True)
+    alone = sample(networks, guidance, (2,), (6,), bernoulli=True)
+    torch.testing.assert_close(together[1:2], alone, **CLOSE)
+    assert (together - sample(networks, guidance, (1, 2, 3), (5, 6, 7))).abs().max() > 0.01
+
+
+def test_blocks_are_skipped_anew_at_each_step_but_never_the_first() -> None:
+    draws = [draw_skipped(34, 0.1, step) for step in range(50)]
+    assert {len(draw) for draw in draws} == {3}
+    assert len(set(draws)) > 40
+    assert {block for draw in draws for block in draw} == set(range(1, 34))
+    assert len(draw_skipped(4, 0.1, 0)) == 1
+    assert draw_skipped(4, 0.0, 0) == ()
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -38,7 +38,35 @@ def test_the_error_falls_with_the_order_of_the_solver(solver: str, order: int) -
     assert math.log2(error(solver, 64) / error(solver, 128)) == pytest.approx(order, abs=0.15)
 
 
-@pytest.mark.parametrize(("solver", "count"), [("euler", 5), ("heun", 9)])
+def gaussian(x: Tensor, time: float, step: int) -> Tensor:
+    """The velocity when data are N(2, 0.5^2): x(1) = 2 + 0.5 x(0), by the closed form of x_t."""
+    variance = (0.5 * time) ** 2 + (1 - time) ** 2
+    growth_rate = (0.25 * time - (1 - time)) / variance
+    return 2 + growth_rate * (x - 2 * time)
+
+
+def gaussian_error(solver: str, num_steps: int) -> float:
+    noise = torch.tensor([-1.5, 0.5, 1.0], dtype=torch.float64).reshape(3, 1, 1)
+    x = integrate(gaussian, noise, time_grid(num_steps), solver)
+    return (x - (2 + 0.5 * noise)).abs().max().item()
+
+
+def test_unipc_is_of_second_order_at_one_evaluation_a_step() -> None:
+    assert math.log2(gaussian_error("unipc", 40) / gaussian_error("unipc", 80)) > 1.7
+    assert gaussian_error("unipc", 20) < gaussian_error("euler", 20) / 4
+
+
+def test_unipc_follows_a_straight_path() -> None:
+    noise, data = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0)).double()
+    x = integrate(lambda x, t, i: data - noise, noise, time_grid(7), "unipc")
+    torch.testing.assert_close(x, data, atol=1e-4, rtol=1e-4)
+
+
+def test_two_trajectories_of_unipc_do_not_share_a_memory() -> None:
+    assert gaussian_error("unipc", 10) == gaussian_error("unipc", 10)
+
+
+@pytest.mark.parametrize(("solver", "count"), [("euler", 5), ("heun", 9), ("unipc", 5)])
 def test_no_solver_asks_for_the_field_at_one(solver: str, count: int) -> None:
     times: list[float] = []
 
@@ -46,7 +74,7 @@ def test_no_solver_asks_for_the_field_at_one(solver: str, count: int) -> None:
         times.append(time)
         return x
 
-    integrate(field, torch.ones(1), time_grid(5), solver)
+    integrate(field, torch.ones(1, 1, 1), time_grid(5), solver)
     assert len(times) == count
     assert max(times) < 1
 
@@ -64,5 +92,5 @@ def test_step_fractions_run_from_zero_to_one() -> None:
 
 
 def test_an_unknown_solver_is_answered_with_the_valid_ones() -> None:
-    with pytest.raises(ValueError, match=r"unknown solver 'rk4'; valid: euler heun"):
+    with pytest.raises(ValueError, match=r"unknown solver 'rk4'; valid: euler heun unipc"):
         integrate(growth, torch.ones(1), time_grid(2), "rk4")
