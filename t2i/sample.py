@@ -15,9 +15,10 @@ among the processes.
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,7 +84,10 @@ def build_parser() -> argparse.ArgumentParser:
     what = parser.add_argument_group("what to make")
     what.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="may repeat")
     what.add_argument(
-        "--prompts", type=Path, metavar="FILE", help='a prompt a line, or .jsonl with "prompt"'
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        help="a prompt a line; .jsonl (GenEval); .tsv (PartiPrompts)",
     )
     what.add_argument("--images-per-prompt", type=int, metavar="N")
     what.add_argument("--seed", type=int, metavar="N", help="image number i gets the seed N + i")
@@ -195,27 +199,41 @@ def read_size(text: str) -> tuple[int, int]:
 
 
 def read_prompts(prompts: Sequence[str], path: Path | None) -> list[str]:
-    """Prompts of the command line, then those of a file (text, or JSON lines with "prompt").
+    """Prompts of the command line, then those of a file, read by its ending.
+
+    ``.jsonl``: objects with "prompt" (GenEval's metadata); ``.tsv``: a column "Prompt"
+    (PartiPrompts); any other: a prompt a line.
 
     Raises:
-        ValueError: a line without a prompt; names file and line.
+        ValueError: no prompts, or a line without one; names file and line.
     """
-    result = list(prompts)
     if path is None:
-        return result
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
-        if not line.strip():
-            continue
-        if path.suffix != ".jsonl":
-            result.append(line.strip())
-            continue
-        try:
-            result.append(str(json.loads(line)["prompt"]))
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(f'{path}:{number}: expected a JSON object with "prompt"') from None
-    if not result:
+        return list(prompts)
+    in_file = [prompt for prompt in _prompts_of(path) if prompt]
+    if not in_file:
         raise ValueError(f"{path}: no prompts in it")
-    return result
+    return [*prompts, *in_file]
+
+
+def _prompts_of(path: Path) -> Iterator[str]:
+    with path.open(encoding="utf-8", newline="") as file:
+        if path.suffix == ".tsv":
+            rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+            if "Prompt" not in (rows.fieldnames or ()):
+                raise ValueError(f'{path}:1: expected a column "Prompt"')
+            yield from ((row["Prompt"] or "").strip() for row in rows)
+        elif path.suffix == ".jsonl":
+            for number, line in enumerate(file, start=1):
+                yield _json_prompt(line, f"{path}:{number}") if line.strip() else ""
+        else:
+            yield from (line.strip() for line in file)
+
+
+def _json_prompt(line: str, place: str) -> str:
+    try:
+        return str(json.loads(line)["prompt"])
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f'{place}: expected a JSON object with "prompt"') from None
 
 
 def builtin_prompts(num: int) -> list[str]:

@@ -297,10 +297,8 @@ class TRDiT(nn.Module):
             if keep_ids_BK is None:
                 hidden = self._run(hidden, text, routed)
             else:
-                keep_ids, keep_mask = (
-                    draw if draw is None or draw.ndim == 2 else draw[number]
-                    for draw in (keep_ids_BK, keep_mask_BK)
-                )
+                keep_ids = _of_route(keep_ids_BK, number)
+                keep_mask = None if keep_mask_BK is None else _of_route(keep_mask_BK, number)
                 hidden = self._run_routed(hidden, text, routed, keep_ids, keep_mask)
             done = last + 1
         hidden = self._run(hidden, text, self._blocks(done, self.config.num_layers, skip_blocks))
@@ -364,6 +362,11 @@ class TRDiT(nn.Module):
             else:
                 x_BTD = self.blocks[i](*inputs)
         return replace(hidden, tokens_BTD=x_BTD)
+
+
+def _of_route(draw: Tensor, number: int) -> Tensor:
+    """The (B, K) draw of a route, from one for all routes or one for each."""
+    return draw if draw.ndim == 2 else draw[number]
 
 
 def save_transformer(model: TRDiT, folder: Path) -> None:

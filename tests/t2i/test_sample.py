@@ -57,7 +57,8 @@ def test_images_carry_what_made_them(run: Run, tmp_path: Path, pipeline_folder: 
             "checkpoint": checkpoint_hash(pipeline_folder),
             "steps": "2",
             "solver": "euler",
-            "shift": "1",
+            "shift": "1.0",
+            "routing_draw": "fixed",
             "size": "32x32",
             "dtype": "float32",
         }
@@ -116,6 +117,25 @@ def test_prompts_come_from_arguments_and_files(tmp_path: Path) -> None:
         read_prompts([], lines)
 
 
+def test_prompts_of_a_table_keep_their_quotation_marks(tmp_path: Path) -> None:
+    table = tmp_path / "prompts.tsv"
+    table.write_text('Prompt\tCategory\n"G I G" painted\tArts\na dog\tAnimals\n')
+    assert read_prompts([], table) == ['"G I G" painted', "a dog"]
+    table.write_text("Text\na dog\n")
+    with pytest.raises(ValueError, match=r'prompts\.tsv:1: expected a column "Prompt"'):
+        read_prompts([], table)
+
+
+@pytest.mark.parametrize(
+    ("name", "count"), [("evaluation_metadata.jsonl", 553), ("PartiPrompts.tsv", 1632)]
+)
+def test_public_prompt_sets_are_read_whole(name: str, count: int) -> None:
+    path = Path(__file__).parents[3] / "shared/data/prompts" / name
+    if not path.exists():
+        pytest.skip(f"{path} is not there")
+    assert len(set(read_prompts([], path))) == count
+
+
 def test_builtin_prompts_are_shapes_prompts() -> None:
     prompts = builtin_prompts(20)
     assert len(set(prompts)) == 20
@@ -139,7 +159,7 @@ def test_another_guidance_does_not_inherit_the_configs_settings(config_file: Pat
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--guidance", "s2"], "unknown guidance 's2'; valid: none cfg sg cfg+sg ag ag+sg"),
+        (["--guidance", "pag"], "unknown guidance 'pag'; valid: none cfg sg cfg+sg ag ag+sg"),
         (["--sg", "0.8,0.1"], "gamma_strong must be below gamma_weak"),
         (["--sg", "0.1"], "--sg 0.1: expected two numbers such as 0.1,0.8"),
         (["--gamma-weak", "1"], "gamma_weak must be in [0, 1)"),
@@ -147,7 +167,9 @@ def test_another_guidance_does_not_inherit_the_configs_settings(config_file: Pat
         (["--omega", "big"], "--omega 'big' is not a number or a schedule"),
         (["--size", "wide"], "--size wide: expected pixels"),
         (["--size", "40"], "both sides must be multiples of 16"),
-        (["--solver", "rk4"], "--solver Input should be 'euler' or 'heun'"),
+        (["--solver", "rk4"], "--solver Input should be 'euler', 'heun' or 'unipc'"),
+        (["--routing-draw", "poisson"], "--routing-draw Input should be 'fixed' or 'bernoulli'"),
+        (["--shift", "0"], "--shift"),
         (["--guidance", "ag"], "guidance ag needs a second, weaker network: --aux"),
         (["--checkpoint", "nowhere"], "nowhere: neither a pipeline folder"),
     ],
