@@ -8,7 +8,7 @@ describe images, to shorten descriptions, and plain captions behind the text enc
 Last the vision tower learns to see better, while the language model, now done, stands still.
 Batches are a function of (seed, step): the same command resumes from its last checkpoint and,
 when finished, says so. At the end its captions of held-out scenes are measured and written to
-``metrics.json``.
+``metrics.json``, and the whitening of its text states beside the weights.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ CHECKPOINT_EVERY = 200
 SCENE_WEIGHT = 0.3
 NUM_HELD_OUT = 256
 MAX_NEW_TOKENS = 96
+NUM_TEXT_SCENES = 200
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -266,6 +267,7 @@ def finish(model: InternVLForConditionalGeneration, args: argparse.Namespace) ->
     from t2i.encoders.internvl import load_internvl
 
     model.to(torch.bfloat16).save_pretrained(args.output)
+    save_text_whitening(args)
     measured = measure(load_internvl(str(args.output), args.device), NUM_HELD_OUT)
     metrics = {
         **{name: round(value, 4) for name, value in measured.items()},
@@ -278,6 +280,23 @@ def finish(model: InternVLForConditionalGeneration, args: argparse.Namespace) ->
     (args.output / "metrics.json").write_text(json.dumps(metrics) + "\n")
     args.output.with_name(args.output.name + ".training.pt").unlink(missing_ok=True)
     LOG.info("held-out accuracy: %s; saved to %s", metrics, args.output)
+
+
+def save_text_whitening(args: argparse.Namespace) -> None:
+    """Measure the text states of captions of all levels, and of no caption."""
+    import numpy as np
+
+    from t2i.encoders.text import load_text_encoder
+    from t2i.encoders.text_config import TextEncoderConfig
+    from t2i.encoders.text_whitening import measure_whitening
+    from t2i.shapes import captions, random_scene
+
+    rng = np.random.default_rng((args.seed, NUM_HELD_OUT))
+    texts = [text for _ in range(NUM_TEXT_SCENES) for text in (*captions(random_scene(rng)), "")]
+    encoder = load_text_encoder(
+        TextEncoderConfig.model_validate({"path": str(args.output)}), args.device
+    )
+    measure_whitening(encoder, texts).save(args.output)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The frozen text encoder: last hidden states of InternVL's language model.
+"""The frozen text encoder: last hidden states of InternVL's language model, whitened.
 
 A caption is read behind a fixed prefix, whose own states are dropped, and is closed by the end
 token: its state has seen the whole caption, and the empty caption has that one position.
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from t2i.encoders.internvl import encode_text, refuse_missing_folder
 from t2i.encoders.text_config import TextEncoderConfig
+from t2i.encoders.text_whitening import TextWhitening, load_whitening
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -26,7 +27,7 @@ class TextStates:
     """Encoded captions, padded on the right.
 
     Attributes:
-        states: (B, L, D) in the encoder's dtype; L is a multiple of the bucket. What stands in
+        states: (B, L, D) in the encoder's dtype, float32 when whitened; L is a multiple of the bucket. What stands in
             padded positions means nothing.
         mask: (B, L) bool, true for a caption's tokens; at least one in each row.
     """
@@ -47,10 +48,12 @@ class TextEncoder:
         language_model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         config: TextEncoderConfig,
+        whitening: TextWhitening | None = None,
     ) -> None:
         self.language_model = language_model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.config = config
+        self.whitening = whitening
         self.width: int = language_model.config.hidden_size
         self.prefix_ids = encode_text(tokenizer, config.prefix)
 
@@ -64,7 +67,10 @@ class TextEncoder:
             input_ids=input_ids.to(device), attention_mask=mask.to(device), use_cache=False
         ).last_hidden_state
         num_prefix = len(self.prefix_ids)
-        return TextStates(states[:, num_prefix:], mask[:, num_prefix:].bool().to(device))
+        states = states[:, num_prefix:]
+        if self.whitening is not None:
+            states = self.whitening(states)
+        return TextStates(states, mask[:, num_prefix:].bool().to(device))
 
     def tokenize(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Token ids and mask, (B, prefix + L) int64, of prefix, caption, end token and padding."""
@@ -95,7 +101,8 @@ def load_text_encoder(
 ) -> TextEncoder:
     """Load the language model of the InternVL checkpoint that ``config.path`` names.
 
-    The checkpoint's vision tower is dropped.
+    The checkpoint's vision tower is dropped. States are whitened when the checkpoint's folder says
+    how, see `t2i.encoders.text_whitening`.
 
     Raises:
         FileNotFoundError: ``config.path`` looks like a folder and is not there.
@@ -107,4 +114,5 @@ def load_text_encoder(
     refuse_missing_folder(config.path)
     model = InternVLForConditionalGeneration.from_pretrained(config.path, dtype=dtype)
     language_model = model.model.language_model.to(device)
-    return TextEncoder(language_model, AutoTokenizer.from_pretrained(config.path), config)
+    tokenizer = AutoTokenizer.from_pretrained(config.path)
+    return TextEncoder(language_model, tokenizer, config, load_whitening(config.path))

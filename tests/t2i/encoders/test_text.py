@@ -12,7 +12,9 @@ CAPTIONS = ("A red circle on a white background.", "", "blue cross, beige " * 10
 
 @pytest.fixture(scope="module")
 def encoder() -> TextEncoder:
-    return load_text_encoder(TextEncoderConfig())
+    """Without whitening: the bare states of the language model."""
+    loaded = load_text_encoder(TextEncoderConfig())
+    return TextEncoder(loaded.language_model, loaded.tokenizer, loaded.config)
 
 
 def test_states_have_the_encoders_width_and_a_length_in_whole_buckets(

@@ -1,0 +1,125 @@
+"""Whitening of a text encoder's states: mean 0, all directions equally strong.
+
+    python -m t2i.encoders.text_whitening --path models/InternVL3-2B --captions captions.txt
+
+The last states of a language model foretell the next word: what they still know of the words read
+is weak beside it. Those of "red" and "blue" in the nano model have a cosine of 0.999, so a network
+that reads them raw trains for long before it tells them apart. The command writes
+`text_whitening.safetensors` beside the model's weights; a text encoder that is loaded from a folder
+with this file whitens its states, as latents are scaled to unit variance. Without the file states
+stay as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from t2i.console import get_logger, progress, run_command
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from t2i.encoders.text import TextEncoder
+
+LOG = get_logger("text_whitening")
+FILE_NAME = "text_whitening.safetensors"
+BATCH = 64
+# Directions much weaker than this share of the mean variance are mostly rounding: not blown up.
+VARIANCE_FLOOR = 1e-3
+
+
+@dataclass(frozen=True)
+class TextWhitening:
+    """An affine map of states: mean_D and the symmetric matrix_DD, float32."""
+
+    mean_D: Tensor
+    matrix_DD: Tensor
+
+    def __call__(self, states_BLD: Tensor) -> Tensor:
+        """(states - mean) @ matrix in float32, whatever the dtype of the states."""
+        device = states_BLD.device
+        centred_BLD = states_BLD.float() - self.mean_D.to(device)
+        return centred_BLD @ self.matrix_DD.to(device)
+
+    def save(self, folder: Path) -> None:
+        """Write the file into a model's folder."""
+        from safetensors.torch import save_file
+
+        save_file({"mean": self.mean_D, "matrix": self.matrix_DD}, folder / FILE_NAME)
+        (folder / FILE_NAME).chmod(0o644)  # safetensors makes it readable by its owner alone
+
+
+def load_whitening(path: str) -> TextWhitening | None:
+    """The whitening in the folder ``path``; None when there is none (or ``path`` is a hub name)."""
+    from safetensors.torch import load_file
+
+    file = Path(path) / FILE_NAME
+    if not file.is_file():
+        return None
+    tensors = load_file(file)
+    return TextWhitening(tensors["mean"], tensors["matrix"])
+
+
+def measure_whitening(encoder: TextEncoder, captions: Sequence[str]) -> TextWhitening:
+    """Mean and (covariance + floor)^(-1/2) over all tokens of some captions, from raw states.
+
+    Raises:
+        ValueError: no captions, or an encoder that whitens its states already.
+    """
+    import torch
+
+    if not captions:
+        raise ValueError("no captions to measure the text states of")
+    if encoder.whitening is not None:
+        raise ValueError(f"{encoder.config.path} has a {FILE_NAME}: remove it to measure anew")
+    num_tokens = 0
+    sum_D = torch.zeros(encoder.width, dtype=torch.float64)
+    products_DD = torch.zeros(encoder.width, encoder.width, dtype=torch.float64)
+    with progress("text states", len(captions), "captions") as bar:
+        for start in range(0, len(captions), BATCH):
+            encoded = encoder.encode(captions[start : start + BATCH])
+            states_ND = encoded.states[encoded.mask].double().cpu()
+            num_tokens += len(states_ND)
+            sum_D += states_ND.sum(0)
+            products_DD += states_ND.T @ states_ND
+            bar.update(len(encoded.mask))
+    mean_D = sum_D / num_tokens
+    variance_D, directions_DD = torch.linalg.eigh(products_DD / num_tokens - mean_D.outer(mean_D))
+    scale_D = (variance_D + VARIANCE_FLOOR * variance_D.mean()).rsqrt()
+    matrix_DD = directions_DD * scale_D @ directions_DD.T
+    return TextWhitening(mean_D.float(), matrix_DD.float())
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m t2i.encoders.text_whitening",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--path", type=Path, required=True, help="folder of the InternVL model")
+    parser.add_argument("--captions", type=Path, required=True, help="text file, a caption a line")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+
+    from t2i.encoders.text import load_text_encoder
+    from t2i.encoders.text_config import TextEncoderConfig
+
+    captions = [line.strip() for line in args.captions.read_text().splitlines() if line.strip()]
+    encoder = load_text_encoder(
+        TextEncoderConfig.model_validate({"path": str(args.path)}), args.device
+    )
+    measure_whitening(encoder, captions).save(args.path)
+    LOG.info("%d captions -> %s", len(captions), args.path / FILE_NAME)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_command(main))
