@@ -140,27 +140,24 @@ def rows(config: Backbone, num_tokens: int, setting: Setting) -> list[tuple[str,
     def branches(*gammas: float, shares: bool = False) -> Macs:
         return branches_macs(config, num_tokens, setting.text_tokens, gammas, shares)
 
-    steps = setting.steps
-    dense, cfg = branches(0.0), branches(0.0, 0.0)
-    result = [("one block, dense", block), ("forward, dense", dense)]
-    result.append(("guided step, CFG (two dense branches)", cfg))
-    images = [(f"image, {steps} steps, no guidance", dense * steps)]
-    images.append((f"image, {steps} steps, CFG", cfg * steps))
-    training = [("training sample, dense (3 forward passes)", dense * TRAINING_PASSES)]
+    forwards = {"dense": branches(0.0)}
+    guided = {"CFG (two dense branches)": branches(0.0, 0.0)}
     if can_drop_tokens(config):
-        sparse = branches(TRAINING_GAMMA)
-        name = f"SG({setting.gamma_strong:g}, {setting.gamma_weak:g})"
+        forwards[f"gamma {TRAINING_GAMMA:g}"] = branches(TRAINING_GAMMA)
         gammas = (setting.gamma_strong, setting.gamma_weak)
-        guided, sharing = branches(*gammas), branches(*gammas, shares=True)
+        name = f"SG({gammas[0]:g}, {gammas[1]:g})"
+        guided[name] = branches(*gammas)
+        guided[f"{name}, shared prefix"] = branches(*gammas, shares=True)
         scheduled = branches(SCHEDULED_GAMMA, SCHEDULED_GAMMA)
-        result.insert(2, (f"forward, gamma {TRAINING_GAMMA:g}", sparse))
-        result.append((f"guided step, {name}", guided))
-        result.append((f"guided step, {name}, shared prefix", sharing))
-        result.append((f"guided step, AG+SG of mean gamma {SCHEDULED_GAMMA:g}", scheduled))
-        images.append((f"image, {steps} steps, {name}", guided * steps))
-        images.append((f"image, {steps} steps, {name}, shared prefix", sharing * steps))
-        training.append((f"training sample, gamma {TRAINING_GAMMA:g}", sparse * TRAINING_PASSES))
-    return result + images + training
+        guided[f"AG+SG of mean gamma {SCHEDULED_GAMMA:g}"] = scheduled
+    steps, images = setting.steps, {"no guidance": forwards["dense"], **guided}
+    return [
+        ("one block, dense", block),
+        *((f"forward, {name}", macs) for name, macs in forwards.items()),
+        *((f"guided step, {name}", macs) for name, macs in guided.items()),
+        *((f"image, {steps} steps, {name}", macs * steps) for name, macs in images.items()),
+        *((f"training sample, {name}", macs * TRAINING_PASSES) for name, macs in forwards.items()),
+    ]
 
 
 def branches_macs(

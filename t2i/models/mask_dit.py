@@ -45,6 +45,7 @@ class MaskDiT(nn.Module):
         self.blocks = nn.ModuleList(
             Block(width, config.num_heads, width) for _ in range(config.num_layers)
         )
+        # not zero at the start as in the authors' code: the decoder sees its tokens from step 1 on
         self.bridge = Head(width, width, decoder_width, std=None)
         self.mask_embedding = nn.Parameter(EMBEDDING_STD * torch.randn(decoder_width))
         self.decoder = nn.ModuleList(

@@ -130,8 +130,8 @@ def test_the_command_prints_the_golden_table(capsys):
         "guided step, CFG (two dense branches)": 228.79,
         "guided step, SG(0.5, 0.9)": 97.65,
         "guided step, AG+SG of mean gamma 0.3": 173.10,
-        "image, 40 steps, CFG": 40 * 228.79,
-        "training sample, dense (3 forward passes)": 3 * 114.39,
+        "image, 40 steps, CFG (two dense branches)": 40 * 228.79,
+        "training sample, dense": 3 * 114.39,
     }
     for name, giga in expected.items():
         assert math.isclose(float(last_column[name]), giga, rel_tol=0.001), name
