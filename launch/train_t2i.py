@@ -122,7 +122,7 @@ def fresh_start(number: int, stage: StageConfig) -> Start:
     """
     from safetensors.torch import load_file
 
-    from t2i.models.tr_dit import WEIGHTS_NAME
+    from t2i.models.storage import WEIGHTS_NAME
     from t2i.training.run import Start, find_checkpoint, start_new_run
 
     if stage.start_from_run is not None:

@@ -110,7 +110,8 @@ def export(checkpoint: Checkpoint, config: Config, source: dict[str, Any], folde
     import torch
 
     from t2i.encoders.vae import DTYPES
-    from t2i.models.tr_dit import TRDiT, load_weights, save_transformer
+    from t2i.models.storage import load_weights, save_transformer
+    from t2i.models.tr_dit import TRDiT
     from t2i.pipeline import copy_component, write_index
 
     trained = yaml.safe_load((checkpoint.path / "config.yaml").read_text())

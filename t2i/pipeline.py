@@ -28,7 +28,8 @@ from t2i.encoders.vae_config import VAEConfig
 from t2i.guidance.branches import Condition, Guidance
 from t2i.guidance.methods import make_guidance
 from t2i.guidance.schedules import Schedule
-from t2i.models.tr_dit import WEIGHTS_NAME, TRDiT, load_transformer, save_transformer
+from t2i.models.storage import WEIGHTS_NAME, save_transformer
+from t2i.models.tr_dit import TRDiT, load_transformer
 from t2i.sampling.sampler import RUN_SEED, ConditionText, sample_latents
 from t2i.sampling.sampling_config import RANDOM_PROMPTS, RoutingDraw
 

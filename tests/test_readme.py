@@ -93,6 +93,7 @@ HELP = sorted(
         "python launch/train_t2i.py",
         "recaption",
         "python -m recaption.gallery",
+        "python -m t2i.models.convert",
         "python -m t2i.models.flops",
     }
 )

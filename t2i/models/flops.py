@@ -1,21 +1,43 @@
-"""Parameters and FLOPs of TR-DiT: `python -m t2i.models.flops --config configs/tr_dit_2b5.yaml`.
+"""Parameters and FLOPs of TR-DiT, SiT and MaskDiT.
 
-Everything is counted in multiply-accumulates (MACs) of matrix products by formula; one MAC is two
-FLOPs. Element-wise work (norms, softmax, rotations) is left out. Text keys and values are computed
-once per prompt and are not part of a forward pass.
+    python -m t2i.models.flops --config configs/tr_dit_2b5.yaml --size 512
+    python -m t2i.models.flops --model SiT-XL/2
+    python -m t2i.models.flops --model MaskDiT-XL/2 --gamma-strong 0 --gamma-weak 0.7
+
+Two conventions side by side: GFLOPs (two per multiply-accumulate, attention products included), and
+GMACs without the products of queries with keys and of scores with values, which is what the papers
+on ImageNet call GFLOPs. The formulas are in `t2i.models.macs`.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
-from t2i.config import Section, add_config_arguments, config_from_args, section
+from t2i.config import DEFAULT_CONFIG, Section, add_config_arguments, config_from_args, section
 from t2i.console import run_command
+from t2i.models.macs import (
+    Backbone,
+    block_macs,
+    can_drop_tokens,
+    from_route_macs,
+    shared_macs,
+)
+from t2i.models.mask_dit_config import MaskDiTConfig
+from t2i.models.sit_config import SiTConfig
 from t2i.models.tr_dit_config import TRDiTConfig
 
+if TYPE_CHECKING:
+    from torch import nn
+
 LATENT_DOWNSAMPLE = 8
-TIME_SINUSOIDS = 256
+TRAINING_GAMMA = 0.5
+# Sparse Guidance, B.1: mean sparsity of both branches under its cosine schedules
+SCHEDULED_GAMMA = 0.3
+# backward is twice a forward pass
+TRAINING_PASSES = 3
 
 
 class Config(Section):
@@ -24,162 +46,184 @@ class Config(Section):
     tr_dit: TRDiTConfig = section("t2i.models.tr_dit")
 
 
-def block_macs(
-    config: TRDiTConfig, num_tokens: int, text_tokens: int, attention_products: bool = True
-) -> int:
-    """MACs of one block for one sample.
+@dataclass(frozen=True)
+class Setting:
+    """What is counted besides the model: image, text, guidance, solver.
 
-    Args:
-        num_tokens: image tokens that run the block.
-        text_tokens: cached text tokens that they attend to.
-        attention_products: count the products of queries with keys and of scores with values.
+    Attributes:
+        size: image side in pixels.
+        text_tokens: 0 for class-conditional models.
+        gamma_strong, gamma_weak: of Sparse Guidance, in [0, 1).
+        steps: of the solver.
     """
-    width = config.width
-    self_attention, cross_attention = 4 * width**2, 2 * width**2
-    ffn = 3 * width * config.ffn_width
-    modulation = config.adaln_rank * (width + 6 * width)
-    macs = num_tokens * (self_attention + cross_attention + ffn) + modulation
-    if attention_products:
-        macs += 2 * num_tokens * (num_tokens + text_tokens) * width
-    return macs
+
+    size: int
+    text_tokens: int
+    gamma_strong: float
+    gamma_weak: float
+    steps: int
 
 
-def ends_macs(config: TRDiTConfig, num_tokens: int) -> tuple[int, int]:
-    """MACs for one sample of (patch embedding and time embedding, head)."""
-    width, patch_width = config.width, config.in_channels * config.patch_size**2
-    embed = num_tokens * patch_width * width + TIME_SINUSOIDS * width + width**2
-    head = num_tokens * patch_width * width + 2 * width**2
-    return embed, head
+@dataclass(frozen=True)
+class Macs:
+    """One amount of work in both conventions: with and without attention products."""
+
+    full: int
+    linear: int
+
+    def __add__(self, other: Macs) -> Macs:
+        return Macs(self.full + other.full, self.linear + other.linear)
+
+    def __mul__(self, times: int) -> Macs:
+        return Macs(self.full * times, self.linear * times)
 
 
-def forward_macs(
-    config: TRDiTConfig,
-    num_tokens: int,
-    text_tokens: int,
-    gamma: float = 0.0,
-    attention_products: bool = True,
-) -> int:
-    """MACs of a forward pass for one sample at sparsity gamma."""
-    shared = shared_macs(config, num_tokens, text_tokens, attention_products)
-    return shared + from_route_macs(config, num_tokens, text_tokens, gamma, attention_products)
+# text-to-image at 512 pixels, and SG_FLOPS on ImageNet-256 (Sparse Guidance, table 2)
+TEXT_SETTING = Setting(size=512, text_tokens=256, gamma_strong=0.1, gamma_weak=0.8, steps=50)
+CLASS_SETTING = Setting(size=256, text_tokens=0, gamma_strong=0.5, gamma_weak=0.9, steps=40)
 
 
-def shared_macs(
-    config: TRDiTConfig, num_tokens: int, text_tokens: int, attention_products: bool = True
-) -> int:
-    """MACs of what branches with the same condition can share: embedding, blocks before a route."""
-    routes = config.resolved_routes
-    num_blocks = routes[0][0] if routes else config.num_layers
-    block = block_macs(config, num_tokens, text_tokens, attention_products)
-    return ends_macs(config, num_tokens)[0] + num_blocks * block
-
-
-def from_route_macs(
-    config: TRDiTConfig,
-    num_tokens: int,
-    text_tokens: int,
-    gamma: float = 0.0,
-    attention_products: bool = True,
-) -> int:
-    """MACs of a forward pass from the first routed block on."""
-    from t2i.models.routing import num_kept
-
-    routes = config.resolved_routes
-    num_routed = sum(last - first + 1 for first, last in routes)
-    num_dense = config.num_layers - num_routed - (routes[0][0] if routes else config.num_layers)
-    kept = num_kept(num_tokens, gamma)
-    dense = block_macs(config, num_tokens, text_tokens, attention_products)
-    routed = block_macs(config, kept, text_tokens, attention_products)
-    return num_dense * dense + num_routed * routed + ends_macs(config, num_tokens)[1]
-
-
-def parameter_counts(config: TRDiTConfig) -> dict[str, int]:
-    """Parameters by part of the model; all blocks together are "blocks.<part>"."""
+def build_model(config: Backbone) -> nn.Module:
+    """The model of a config, its weights on the meta device."""
     import torch
 
+    from t2i.models.mask_dit import MaskDiT
+    from t2i.models.sit import SiT
     from t2i.models.tr_dit import TRDiT
 
     with torch.device("meta"):
-        model = TRDiT.from_config(config)
+        if isinstance(config, TRDiTConfig):
+            return TRDiT.from_config(config)
+        if isinstance(config, SiTConfig):
+            return SiT.from_config(config)
+        return MaskDiT.from_config(config)
+
+
+def parameter_counts(config: Backbone) -> dict[str, int]:
+    """Parameters by part of the model; all blocks together are "blocks.<part>"."""
     counts: dict[str, int] = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in build_model(config).named_parameters():
         parts = name.split(".")
-        group = f"blocks.{parts[2]}" if parts[0] == "blocks" else parts[0]
+        is_block = parts[0] in ("blocks", "decoder")
+        group = f"{parts[0]}.{parts[2]}" if is_block else parts[0]
         counts[group] = counts.get(group, 0) + parameter.numel()
     return counts
 
 
-def report(
-    config: TRDiTConfig, size: int, text_tokens: int, gamma_strong: float, gamma_weak: float
-) -> str:
-    """The table that the command prints."""
+def report(config: Backbone, setting: Setting) -> str:
+    """The table that the command prints.
+
+    Raises:
+        ValueError: an image side that does not divide.
+    """
     pixels = LATENT_DOWNSAMPLE * config.patch_size
-    if size % pixels:
-        raise ValueError(f"--size {size} must be a multiple of {pixels}")
-    num_tokens = (size // pixels) ** 2
+    if setting.size % pixels:
+        raise ValueError(f"--size {setting.size} must be a multiple of {pixels}")
+    num_tokens = (setting.size // pixels) ** 2
     counts = parameter_counts(config)
-    lines = [f"{'parameters':<44}{'millions':>12}"]
-    lines += [f"  {group:<42}{count / 1e6:>12.3f}" for group, count in counts.items()]
-    lines += [f"  {'total':<42}{sum(counts.values()) / 1e6:>12.3f}", ""]
-    title = f"one {size}x{size} image: {num_tokens} tokens, {text_tokens} text tokens"
-    lines += [f"{title:<44}{'GFLOPs':>12}{'GMACs, no QK, AV':>20}"]
-    for name, with_products, without in _rows(
-        config, num_tokens, text_tokens, gamma_strong, gamma_weak
-    ):
-        lines.append(f"  {name:<42}{2 * with_products / 1e9:>12.4g}{without / 1e9:>20.4g}")
+    lines = [f"{'parameters':<48}{'millions':>14}"]
+    lines += [f"  {group:<46}{count / 1e6:>14.3f}" for group, count in counts.items()]
+    lines += [f"  {'total':<46}{sum(counts.values()) / 1e6:>14.3f}", ""]
+    title = f"one {setting.size}x{setting.size} image: {num_tokens} tokens"
+    if setting.text_tokens:
+        title += f", {setting.text_tokens} text tokens"
+    lines += [f"{title:<48}{'GFLOPs':>14}{'GMACs, no QK, AV':>20}"]
+    for name, macs in rows(config, num_tokens, setting):
+        lines.append(f"  {name:<46}{2 * macs.full / 1e9:>14.2f}{macs.linear / 1e9:>20.2f}")
     return "\n".join(lines)
 
 
-def _rows(
-    config: TRDiTConfig, num_tokens: int, text_tokens: int, strong: float, weak: float
-) -> list[tuple[str, int, int]]:
-    """(name, MACs with attention products, MACs without) of each row of the report."""
+def rows(config: Backbone, num_tokens: int, setting: Setting) -> list[tuple[str, Macs]]:
+    """Name and work of each row of the report: block, forward, guided steps, image, training."""
+    block = in_both_conventions(block_macs, config, num_tokens, setting.text_tokens)
 
-    def both(name: str, gammas: Sequence[float], shares: bool = False) -> tuple[str, int, int]:
-        macs = [0, 0]
-        for i, products in enumerate((True, False)):
-            arguments = (config, num_tokens, text_tokens)
-            shared = shared_macs(*arguments, products)
-            branches = [from_route_macs(*arguments, gamma, products) for gamma in gammas]
-            macs[i] = sum(branches) + shared * (1 if shares else len(gammas))
-        return name, macs[0], macs[1]
+    def branches(*gammas: float, shares: bool = False) -> Macs:
+        return branches_macs(config, num_tokens, setting.text_tokens, gammas, shares)
 
-    block = (
-        "one block, dense",
-        block_macs(config, num_tokens, text_tokens),
-        block_macs(config, num_tokens, text_tokens, attention_products=False),
-    )
-    rows = [block, both("forward, dense", [0.0])]
-    if config.routes:
-        rows.append(both("forward, gamma 0.5", [0.5]))
-    rows.append(both("guided step, CFG (two dense branches)", [0.0, 0.0]))
-    if config.routes:
-        name = f"guided step, SG({strong:g}, {weak:g})"
-        rows.append(both(name, [strong, weak]))
-        rows.append(both(f"{name}, shared prefix", [strong, weak], shares=True))
-    return rows
+    forwards = {"dense": branches(0.0)}
+    guided = {"CFG (two dense branches)": branches(0.0, 0.0)}
+    if can_drop_tokens(config):
+        forwards[f"gamma {TRAINING_GAMMA:g}"] = branches(TRAINING_GAMMA)
+        gammas = (setting.gamma_strong, setting.gamma_weak)
+        name = f"SG({gammas[0]:g}, {gammas[1]:g})"
+        guided[name] = branches(*gammas)
+        guided[f"{name}, shared prefix"] = branches(*gammas, shares=True)
+        scheduled = branches(SCHEDULED_GAMMA, SCHEDULED_GAMMA)
+        guided[f"AG+SG of mean gamma {SCHEDULED_GAMMA:g}"] = scheduled
+    steps, images = setting.steps, {"no guidance": forwards["dense"], **guided}
+    return [
+        ("one block, dense", block),
+        *((f"forward, {name}", macs) for name, macs in forwards.items()),
+        *((f"guided step, {name}", macs) for name, macs in guided.items()),
+        *((f"image, {steps} steps, {name}", macs * steps) for name, macs in images.items()),
+        *((f"training sample, {name}", macs * TRAINING_PASSES) for name, macs in forwards.items()),
+    ]
+
+
+def branches_macs(
+    config: Backbone,
+    num_tokens: int,
+    text_tokens: int,
+    gammas: Sequence[float],
+    shares: bool = False,
+) -> Macs:
+    """One evaluation per gamma; `shares`: they have the same condition and share the prefix."""
+    prefix = in_both_conventions(shared_macs, config, num_tokens, text_tokens)
+    total = prefix * (1 if shares else len(gammas))
+    for gamma in gammas:
+        total += in_both_conventions(from_route_macs, config, num_tokens, text_tokens, gamma)
+    return total
+
+
+def in_both_conventions(function: Callable[..., int], *arguments: Any) -> Macs:
+    """What a function of `t2i.models.macs` gives with attention products and without."""
+    return Macs(function(*arguments, True), function(*arguments, False))
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     parser = argparse.ArgumentParser(
         prog="python -m t2i.models.flops",
-        description="Print parameters and FLOPs of TR-DiT: per block, forward and guided step.",
-        epilog="example: python -m t2i.models.flops --config configs/tr_dit_2b5.yaml --size 512",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--size", type=int, default=512, help="image side in pixels (default 512)")
-    parser.add_argument("--text-tokens", type=int, default=256, help="text tokens (default 256)")
-    parser.add_argument("--gamma-strong", type=float, default=0.1, help="SG strong branch (0.1)")
-    parser.add_argument("--gamma-weak", type=float, default=0.8, help="SG weak branch (0.8)")
+    parser.add_argument("--model", help="SiT-XL/2, MaskDiT-B/4, ... instead of the config's TR-DiT")
+    parser.add_argument("--size", type=int, help="image side in pixels (512; with --model 256)")
+    parser.add_argument("--text-tokens", type=int, help="text tokens of TR-DiT (256)")
+    parser.add_argument("--gamma-strong", type=float, help="SG strong branch (0.1; --model 0.5)")
+    parser.add_argument("--gamma-weak", type=float, help="SG weak branch (0.8; --model 0.9)")
+    parser.add_argument("--steps", type=int, help="steps of the solver (50; with --model 40)")
     add_config_arguments(parser)
     return parser
+
+
+def class_config(args: argparse.Namespace) -> SiTConfig | MaskDiTConfig:
+    """The settings that --model names, such as "SiT-XL/2" or "MaskDiT-XL/2".
+
+    Raises:
+        ValueError: no such size, or a flag that has no meaning beside --model.
+    """
+    ignored = {
+        "--text-tokens": args.text_tokens is not None,
+        "--config": args.config != DEFAULT_CONFIG,
+        "--set": bool(args.overrides),
+        "--print-config": args.print_config,
+    }
+    for flag, is_given in ignored.items():
+        if is_given:
+            raise ValueError(f"{flag} is for TR-DiT; leave it out, or leave out --model")
+    config_class = MaskDiTConfig if args.model.startswith("Mask") else SiTConfig
+    return config_class.from_size(args.model)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the report."""
     args = build_parser().parse_args(argv)
-    config = config_from_args(args, Config).tr_dit
-    print(report(config, args.size, args.text_tokens, args.gamma_strong, args.gamma_weak))
+    config = class_config(args) if args.model else config_from_args(args, Config).tr_dit
+    defaults = CLASS_SETTING if args.model else TEXT_SETTING
+    names = ("size", "text_tokens", "gamma_strong", "gamma_weak", "steps")
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    print(report(config, replace(defaults, **given)))
     return 0
 
 

@@ -164,9 +164,9 @@ class TimeEmbedding(nn.Module):
         return F.silu(self.out(F.silu(self.hidden(sinusoids))))
 
 
-def time_sinusoids(timestep_B: Tensor) -> Tensor:
-    """(B, 256) float32: cos and sin of 1000 t at frequencies from 1 down to 1/10,000 (as DiT)."""
+def time_sinusoids(timestep_B: Tensor, scale: float = TIME_SCALE) -> Tensor:
+    """(B, 256) float32: cos and sin of scale t at frequencies from 1 down to 1/10,000 (as DiT)."""
     exponent = torch.arange(NUM_TIME_FREQUENCIES, device=timestep_B.device, dtype=torch.float32)
     frequencies = 10_000 ** (-exponent / NUM_TIME_FREQUENCIES)
-    angles = TIME_SCALE * timestep_B.float()[:, None] * frequencies
+    angles = scale * timestep_B.float()[:, None] * frequencies
     return torch.cat((angles.cos(), angles.sin()), dim=-1)

@@ -10,14 +10,12 @@ K kept tokens, L text tokens, D width.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -34,11 +32,8 @@ from t2i.models.layers import (
 )
 from t2i.models.rope import Rotation, axial_rotation, text_rotation
 from t2i.models.routing import gather_tokens, scatter_tokens
+from t2i.models.storage import load_model
 from t2i.models.tr_dit_config import TRDiTConfig
-
-WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
-CONFIG_NAME = "config.json"
-CLASS_KEY = "_class_name"
 
 
 @dataclass(frozen=True)
@@ -369,48 +364,8 @@ def _of_route(draw: Tensor, number: int) -> Tensor:
     return draw if draw.ndim == 2 else draw[number]
 
 
-def save_transformer(model: TRDiT, folder: Path) -> None:
-    """Write config.json and the weights (safetensors) to `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    config = {CLASS_KEY: type(model).__name__, **model.config.model_dump(mode="json")}
-    (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
-    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    save_file(weights, folder / WEIGHTS_NAME, metadata={"format": "pt"})
-
-
 def load_transformer(
     folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
 ) -> TRDiT:
-    """The model that `save_transformer` wrote, in eval mode; dtype None = as stored.
-
-    Raises:
-        FileNotFoundError: no config or weights.
-        ValueError: unknown or missing weights, or weights of another shape; names them.
-    """
-    values = json.loads((folder / CONFIG_NAME).read_text())
-    values.pop(CLASS_KEY, None)
-    with torch.device("meta"):
-        model = TRDiT.from_config(TRDiTConfig.model_validate(values))
-    weights = load_file(folder / WEIGHTS_NAME, device=str(device))
-    load_weights(model, weights, str(folder / WEIGHTS_NAME))
-    return model.to(dtype=dtype).eval()
-
-
-def load_weights(model: nn.Module, weights: dict[str, Tensor], source: str) -> None:
-    """Put `weights` in place of the model's (which may be on the meta device).
-
-    Raises:
-        ValueError: unknown or missing names, or other shapes; the message starts with `source`.
-    """
-    expected = model.state_dict()
-    problems = [f"missing {name}" for name in expected if name not in weights]
-    problems += [f"unknown {name}" for name in weights if name not in expected]
-    problems += [
-        f"{name} is {tuple(weights[name].shape)}, the config asks for {tuple(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in weights and weights[name].shape != tensor.shape
-    ]
-    if problems:
-        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise ValueError(f"{source} does not fit its config: {'; '.join(problems[:5])}{more}")
-    model.load_state_dict(weights, assign=True)
+    """The TR-DiT that `save_transformer` wrote; see `t2i.models.storage.load_model`."""
+    return load_model(TRDiT, TRDiTConfig, folder, device, dtype)

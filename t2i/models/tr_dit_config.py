@@ -7,6 +7,7 @@ import math
 from pydantic import Field, field_validator, model_validator
 
 from t2i.config import Section
+from t2i.models.routes import Routes, resolve_routes
 
 
 class TRDiTConfig(Section):
@@ -25,7 +26,7 @@ class TRDiTConfig(Section):
     ffn_multiple: int = Field(default=16, ge=1)
     adaln_rank: int = Field(default=64, ge=1)
     # [first, last] layer that dropped tokens skip, both included; negative counts from the end
-    routes: tuple[tuple[int, int], ...] = ((2, 5),)
+    routes: Routes = ((2, 5),)
     # recompute each block in the backward pass: less memory, a third more time
     gradient_checkpointing: bool = False
 
@@ -58,32 +59,6 @@ class TRDiTConfig(Section):
         return math.ceil(round(self.width * self.ffn_expansion, 6) / multiple) * multiple
 
     @property
-    def resolved_routes(self) -> tuple[tuple[int, int], ...]:
+    def resolved_routes(self) -> Routes:
         """The routes with non-negative layers, in order."""
         return resolve_routes(self.routes, self.num_layers)
-
-
-def resolve_routes(
-    routes: tuple[tuple[int, int], ...], num_layers: int
-) -> tuple[tuple[int, int], ...]:
-    """Replace negative layers (-1 is the last) and check that routes are in order and disjoint.
-
-    Raises:
-        ValueError: a layer that does not exist, an empty route, or routes that overlap.
-    """
-    resolved: list[tuple[int, int]] = []
-    for start, end in routes:
-        if not (-num_layers <= start < num_layers and -num_layers <= end < num_layers):
-            raise ValueError(
-                f"route [{start}, {end}]: layers must be in [-{num_layers}, {num_layers - 1}]"
-            )
-        first, last = start % num_layers, end % num_layers
-        if first > last:
-            raise ValueError(f"route [{start}, {end}] is empty: layer {first} is after {last}")
-        if resolved and first <= resolved[-1][1]:
-            raise ValueError(
-                f"route [{start}, {end}] must start after layer {resolved[-1][1]}, where the "
-                "route before it ends; give routes in order, without overlap"
-            )
-        resolved.append((first, last))
-    return tuple(resolved)

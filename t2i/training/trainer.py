@@ -22,7 +22,7 @@ from torch import distributed as dist
 
 from t2i.batch import TrainingBatch
 from t2i.console import Progress, get_logger, progress
-from t2i.models.tr_dit import load_weights
+from t2i.models.storage import load_weights
 from t2i.training import checkpoint
 from t2i.training.checkpoint import TrainingState
 from t2i.training.ema import EMA

@@ -11,7 +11,8 @@ import torch
 from launch.nano.internvl_model import build_model, build_processor
 from t2i.encoders.text_config import TextEncoderConfig
 from t2i.encoders.vae_config import VAEConfig
-from t2i.models.tr_dit import TRDiT, save_transformer
+from t2i.models.storage import save_transformer
+from t2i.models.tr_dit import TRDiT
 from t2i.models.tr_dit_config import TRDiTConfig
 from t2i.pipeline import write_index
 

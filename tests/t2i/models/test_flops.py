@@ -1,6 +1,7 @@
 """Proves parameter and FLOP counts: the published totals, and torch's own counter."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,8 +9,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from t2i.config import load_config
 from t2i.models import flops
-from t2i.models.flops import Config, forward_macs, from_route_macs, parameter_counts, shared_macs
+from t2i.models.flops import CLASS_SETTING, TEXT_SETTING, Config, parameter_counts
+from t2i.models.macs import forward_macs, from_route_macs, shared_macs
+from t2i.models.mask_dit import MaskDiT
+from t2i.models.mask_dit_config import MaskDiTConfig
 from t2i.models.routing import draw_keep_ids
+from t2i.models.sit import SiT
+from t2i.models.sit_config import SiTConfig
 from t2i.models.tr_dit import TRDiT
 from t2i.models.tr_dit_config import TRDiTConfig
 
@@ -79,4 +85,76 @@ def test_the_command_prints_the_totals(tmp_path, capsys):
 
 def test_a_size_that_does_not_divide_is_refused(tmp_path):
     with pytest.raises(ValueError, match="--size 100 must be a multiple of 16"):
-        flops.report(SMALL, 100, 8, 0.1, 0.8)
+        flops.report(SMALL, replace(TEXT_SETTING, size=100))
+
+
+# Sparse Guidance, table 2, recomputed: SiT-XL/2, 256 tokens, r_{2->24}, without attention products
+@pytest.mark.parametrize(
+    ("gammas", "giga"),
+    [((0.0,), 114.39), ((0.0, 0.0), 228.79), ((0.5, 0.9), 97.65), ((0.3, 0.3), 173.10)],
+)
+def test_golden_gigamacs_of_sit_xl_2(gammas, giga):
+    config = SiTConfig.from_size("SiT-XL/2", routes=((2, 24),))
+    assert math.isclose(
+        sum(forward_macs(config, 256, 0, gamma, False) for gamma in gammas) / 1e9,
+        giga,
+        rel_tol=0.001,
+    )
+
+
+CLASS_FIELDS = {"num_layers": 5, "width": 64, "num_heads": 2, "num_classes": 10}
+CLASS_MODELS = [
+    SiT(SiTConfig(**CLASS_FIELDS, routes=((1, 2),))),
+    SiT(SiTConfig(**CLASS_FIELDS, routes=(), learn_sigma=False)),
+    MaskDiT(MaskDiTConfig(**CLASS_FIELDS, decoder_layers=2, decoder_width=32, decoder_heads=4)),
+]
+
+
+@pytest.mark.parametrize("model", CLASS_MODELS, ids=["SiT", "SiT without routes", "MaskDiT"])
+@pytest.mark.parametrize("gamma", [0.0, 0.5])
+def test_formulas_of_class_conditional_models_equal_torchs_flop_counter(model, gamma):
+    model = model.bfloat16()
+    dense = gamma == 0 or not flops.can_drop_tokens(model.config)
+    keep_ids = None if dense else draw_keep_ids(0, "route", 0, torch.arange(2), 16, gamma)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.randn(2, 4, 8, 8), torch.rand(2), torch.tensor([0, 10]), keep_ids)
+    assert counter.get_total_flops() == 2 * 2 * forward_macs(model.config, 16, 0, gamma)
+
+
+def test_the_command_prints_the_golden_table(capsys):
+    assert flops.main(["--model", "SiT-XL/2"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    last_column = {line[:48].strip(): line.split()[-1] for line in printed if line}
+    expected = {
+        "forward, dense": 114.39,
+        "guided step, CFG (two dense branches)": 228.79,
+        "guided step, SG(0.5, 0.9)": 97.65,
+        "guided step, AG+SG of mean gamma 0.3": 173.10,
+        "image, 40 steps, CFG (two dense branches)": 40 * 228.79,
+        "training sample, dense": 3 * 114.39,
+    }
+    for name, giga in expected.items():
+        assert math.isclose(float(last_column[name]), giga, rel_tol=0.001), name
+
+
+def test_parts_of_a_mask_dit_sum_to_its_parameters():
+    config = MaskDiTConfig.from_size("MaskDiT-XL/2")
+    counts = parameter_counts(config)
+    width, small = 1152, 512
+    assert counts["decoder.mlp"] == 8 * (8 * small**2 + 5 * small)
+    assert counts["decoder.modulation"] == 8 * 6 * small * (width + 1)
+    total = sum(parameter.numel() for parameter in flops.build_model(config).parameters())
+    assert sum(counts.values()) == total
+
+
+@pytest.mark.parametrize(
+    "flag", [["--text-tokens", "8"], ["--set", "t2i.models.tr_dit.width=64"], ["--print-config"]]
+)
+def test_flags_without_a_meaning_beside_model_are_refused(flag):
+    with pytest.raises(ValueError, match=f"{flag[0]} is for TR-DiT"):
+        flops.main(["--model", "SiT-XL/2", *flag])
+
+
+def test_each_family_is_counted_at_its_own_setting():
+    assert "256 tokens" in flops.report(SiTConfig(routes=()), CLASS_SETTING)
+    assert "SG(" not in flops.report(SiTConfig(routes=()), CLASS_SETTING)

@@ -9,14 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from t2i.models.routing import draw_keep, draw_keep_ids, gather_tokens
-from t2i.models.tr_dit import (
-    CONFIG_NAME,
-    WEIGHTS_NAME,
-    TRDiT,
-    concatenate_text,
-    load_transformer,
-    save_transformer,
-)
+from t2i.models.storage import CONFIG_NAME, WEIGHTS_NAME, save_transformer
+from t2i.models.tr_dit import TRDiT, concatenate_text, load_transformer
 from t2i.models.tr_dit_config import TRDiTConfig
 
 CONFIG = TRDiTConfig(

@@ -1,0 +1,125 @@
+"""MaskDiT: a SiT that sees only some tokens, and a small decoder that answers for all.
+
+Source: Zheng et al., arXiv 2306.09305. Dropped tokens leave for good before the encoder; in the
+decoder a learned embedding stands in their place. Positions are added before each of the two.
+
+Shape suffixes: B samples, C latent channels, H x W latents, T = H W / patch_size^2 tokens,
+K visible tokens, D width, E decoder width.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from t2i.models.mask_dit_config import MaskDiTConfig
+from t2i.models.routing import gather_tokens, scatter_tokens
+from t2i.models.sit import Hidden
+from t2i.models.sit_layers import (
+    EMBEDDING_STD,
+    Block,
+    Head,
+    LabelEmbedding,
+    PatchEmbedding,
+    TimeEmbedding,
+    run_blocks,
+    sincos_positions,
+    unpatchify,
+)
+from t2i.models.storage import load_model
+
+
+class MaskDiT(nn.Module):
+    """Predicts the flow-matching velocity of all latents from some of their tokens."""
+
+    def __init__(self, config: MaskDiTConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, decoder_width = config.width, config.decoder_width
+        self.patch = PatchEmbedding(config.in_channels, config.patch_size, width)
+        self.time = TimeEmbedding(width)
+        self.label = LabelEmbedding(config.num_classes, width)
+        self.blocks = nn.ModuleList(
+            Block(width, config.num_heads, width) for _ in range(config.num_layers)
+        )
+        # not zero at the start as in the authors' code: the decoder sees its tokens from step 1 on
+        self.bridge = Head(width, width, decoder_width, std=None)
+        self.mask_embedding = nn.Parameter(EMBEDDING_STD * torch.randn(decoder_width))
+        self.decoder = nn.ModuleList(
+            Block(decoder_width, config.decoder_heads, width) for _ in range(config.decoder_layers)
+        )
+        self.head = Head(decoder_width, width, config.in_channels * config.patch_size**2)
+
+    @classmethod
+    def from_config(cls, config: MaskDiTConfig) -> MaskDiT:
+        """A new model with random weights; `with torch.device("meta")` for sizes only."""
+        return cls(config)
+
+    def forward(
+        self,
+        latents_BCHW: Tensor,
+        timestep_B: Tensor,
+        labels_B: Tensor,
+        keep_ids_BK: Tensor | None = None,
+    ) -> Tensor:
+        """The velocity at (latents, t) for a class.
+
+        Args:
+            latents_BCHW: x_t; height and width are multiples of patch_size, any aspect ratio.
+            timestep_B: (B,) float32 in [0, 1], 0 = noise, 1 = data.
+            labels_B: (B,) int64 in [0, num_classes]; num_classes is the null class.
+            keep_ids_BK: (B, K) int64 ascending tokens that the encoder sees; None = all.
+
+        Returns:
+            v = data - noise for every token, the shape and dtype of `latents_BCHW`.
+
+        Raises:
+            ValueError: sizes that do not divide.
+        """
+        hidden = self.embed(latents_BCHW, timestep_B)
+        hidden = self.before_route(hidden, labels_B)
+        return self.from_route(hidden, labels_B, keep_ids_BK).to(latents_BCHW.dtype)
+
+    def embed(self, latents_BCHW: Tensor, timestep_B: Tensor) -> Hidden:
+        """Patches to tokens with positions, time to its embedding."""
+        grid = self.patch.grid(latents_BCHW)
+        return Hidden(self.patch(latents_BCHW), self.time(timestep_B), grid)
+
+    def before_route(self, hidden: Hidden, labels_B: Tensor) -> Hidden:
+        """Nothing: tokens are dropped before the first block. Here for guidance plans, as in SiT."""
+        return hidden
+
+    def from_route(
+        self, hidden: Hidden, labels_B: Tensor, keep_ids_BK: Tensor | None = None
+    ) -> Tensor:
+        """Encoder, decoder and head; arguments as in `forward`."""
+        condition_BD = F.silu(hidden.time_BD + self.label(labels_B))
+        recompute = self.config.gradient_checkpointing
+        visible_BKD = hidden.tokens_BTD
+        if keep_ids_BK is not None:
+            visible_BKD = gather_tokens(visible_BKD, keep_ids_BK)
+        visible_BKD = run_blocks(self.blocks, visible_BKD, condition_BD, recompute)
+        tokens_BTE = self.bridge(visible_BKD, condition_BD)
+        if keep_ids_BK is not None:
+            tokens_BTE = self._fill_with_masks(tokens_BTE, keep_ids_BK, hidden.tokens_BTD.shape[1])
+        positions_TE = sincos_positions(*hidden.grid, self.config.decoder_width, tokens_BTE.device)
+        tokens_BTE = tokens_BTE + positions_TE.to(tokens_BTE.dtype)
+        tokens_BTE = run_blocks(self.decoder, tokens_BTE, condition_BD, recompute)
+        patches_BTP = self.head(tokens_BTE, condition_BD)
+        return unpatchify(patches_BTP, hidden.grid, self.config.patch_size)
+
+    def _fill_with_masks(self, visible_BKE: Tensor, keep_ids_BK: Tensor, num_tokens: int) -> Tensor:
+        """(B, T, E): visible tokens in their places, the mask embedding everywhere else."""
+        masks_E = self.mask_embedding.to(visible_BKE.dtype)
+        masks_BTE = masks_E.expand(len(visible_BKE), num_tokens, -1)
+        return scatter_tokens(masks_BTE, visible_BKE, keep_ids_BK)
+
+
+def load_mask_dit(
+    folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> MaskDiT:
+    """The MaskDiT of a folder; see `t2i.models.storage.load_model`."""
+    return load_model(MaskDiT, MaskDiTConfig, folder, device, dtype)
