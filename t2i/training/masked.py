@@ -44,24 +44,26 @@ class MaskedFlowMatching:
     Attributes:
         base: its ``gamma`` is the fraction of masked tokens; > 0.
         config: see `MaskedConfig`.
-
-    Raises:
-        ValueError: nothing is masked.
     """
 
     base: FlowMatching
     config: MaskedConfig
 
-    def __post_init__(self) -> None:
-        if self.base.gamma == 0:
-            raise ValueError("masked training needs gamma > 0, the fraction of masked tokens")
-
     def training_terms(
         self, network: Network, batch: TrainingBatch, condition: Condition
     ) -> MaskedTerms:
-        """The two terms of a micro-batch at its step; `MaskedTerms.weighted` adds them up."""
+        """The two terms of a micro-batch at its step; `MaskedTerms.weighted` adds them up.
+
+        Raises:
+            ValueError: gamma is too small to mask a single token.
+        """
         noised = self.base.draw(batch)
-        assert noised.keep_ids_BK is not None
+        num_tokens = noised.x_t_BCHW[0, 0].numel() // self.base.patch_size**2
+        if noised.keep_ids_BK is None or noised.keep_ids_BK.shape[1] == num_tokens:
+            raise ValueError(
+                f"gamma {self.base.gamma:g} masks none of {num_tokens} tokens; masked training "
+                f"needs gamma >= 1 / {num_tokens}, the papers use 0.5"
+            )
         predicted_BCHW = network(
             noised.x_t_BCHW, noised.timestep_B, condition, noised.keep_ids_BK
         ).float()
@@ -100,9 +102,8 @@ def gradient_norms(terms: MaskedTerms, parameter: Tensor) -> tuple[float, float]
 def visible_pixels(keep_ids_BK: Tensor, size: tuple[int, ...], patch_size: int) -> Tensor:
     """Which latent pixels lie in kept tokens, (B, 1, H, W) bool; tokens are patches row by row."""
     grid = (size[0] // patch_size, size[1] // patch_size)
-    visible_BT = torch.zeros(
-        len(keep_ids_BK), grid[0] * grid[1], dtype=torch.bool, device=keep_ids_BK.device
-    ).scatter(1, keep_ids_BK, True)
+    none_BT = torch.zeros(len(keep_ids_BK), grid[0] * grid[1], device=keep_ids_BK.device)
+    visible_BT = none_BT.bool().scatter(1, keep_ids_BK, True)
     visible_B1hw = visible_BT.unflatten(1, (1, *grid))
     return visible_B1hw.repeat_interleave(patch_size, 2).repeat_interleave(patch_size, 3)
 

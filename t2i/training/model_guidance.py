@@ -26,6 +26,7 @@ from t2i import flow, rng
 from t2i.batch import TrainingBatch
 from t2i.training.conditions import Condition, ContrastedConditions
 from t2i.training.model_guidance_config import (
+    PLAIN,
     AutoScale,
     ModelGuidanceConfig,
     ScaleInterval,
@@ -46,7 +47,7 @@ class ModelGuidance:
         base: draws noise, times and routed tokens.
         config: see `ModelGuidanceConfig`.
         network_takes_scale: whether networks take a fifth argument.
-        auto: where the automatic scale stands; for `AutoScale` and only for it.
+        auto: where the automatic scale stands, for `AutoScale`.
 
     Raises:
         ValueError: the config does not fit the network.
@@ -55,11 +56,10 @@ class ModelGuidance:
     base: FlowMatching
     config: ModelGuidanceConfig
     network_takes_scale: bool = False
-    auto: ScaleState | None = None
+    auto: ScaleState = PLAIN
 
     def __post_init__(self) -> None:
         check_scale_input(self.config, self.network_takes_scale)
-        assert isinstance(self.config.scale, AutoScale) == (self.auto is not None)
 
     def training_loss(
         self,
@@ -86,7 +86,7 @@ class ModelGuidance:
             *self._scale_input(scale_B),
         )
         target_BCHW = noised.velocity_BCHW
-        if batch.step >= self.config.from_step and self._common_scale != 1:
+        if batch.step >= self.config.from_step and self._scale != 1:
             strength_B = self._strengths(noised, conditions, scale_B)
             strength_B111 = flow.expand_timestep(strength_B, target_BCHW)
             target_BCHW = target_BCHW + strength_B111 * self._contrast(teacher, noised, conditions)
@@ -104,21 +104,19 @@ class ModelGuidance:
         return self.base.validation_loss(plain, batch, condition, timestep)
 
     @property
-    def _common_scale(self) -> float | None:
-        """w of all samples; None when each has its own."""
-        if isinstance(self.config.scale, ScaleInterval):
-            return None
-        return self.auto.scale if isinstance(self.config.scale, AutoScale) else self.config.scale
+    def _scale(self) -> float | ScaleInterval:
+        scale = self.config.scale
+        return self.auto.scale if isinstance(scale, AutoScale) else scale
 
     def _draw_scales(self, batch: TrainingBatch, conditions: ContrastedConditions) -> Tensor:
         """w of each sample, (B,) float32; 0 for dropped ones."""
-        interval, device = self.config.scale, batch.moments.device
-        if isinstance(interval, ScaleInterval):
+        scale, device = self._scale, batch.moments.device
+        if isinstance(scale, ScaleInterval):
             draw = (batch.step, batch.sample_ids)
             draws_B = rng.uniform(self.base.seed, "guidance scale", *draw, (), device)
-            scale_B = interval.low + (interval.high - interval.low) * draws_B
+            scale_B = scale.low + (scale.high - scale.low) * draws_B
         else:
-            scale_B = torch.full((len(batch.sample_ids),), self._common_scale, device=device)
+            scale_B = torch.full((len(batch.sample_ids),), scale, device=device)
         if conditions.dropped_B is None:
             return scale_B
         return scale_B.masked_fill(conditions.dropped_B, 0.0)

@@ -91,6 +91,9 @@ class ScaleState:
     quality: float | None = None
 
 
+PLAIN = ScaleState()
+
+
 def update_scale(config: AutoScale, state: ScaleState, quality: float) -> ScaleState:
     """The scale after an evaluation: raised when the running quality fell, else lowered (MG 3.3).
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -92,6 +93,28 @@ def test_latents_follow_the_moments() -> None:
     # 8192 normal draws: the mean's standard error is 0.022, the deviation's 0.016
     assert latents.mean().item() == pytest.approx(0.5, abs=0.11)
     assert latents.std().item() == pytest.approx(2.0, abs=0.08)
+
+
+@pytest.mark.parametrize(
+    ("config", "median"),
+    [
+        (TimestepConfig(mean=-0.5, std=1.5), -0.5),
+        (TimestepConfig(shift=3.0), -math.log(3)),
+        (TimestepConfig(distribution="uniform"), 0.0),
+        (TimestepConfig(distribution="uniform", shift=0.5), math.log(2)),
+    ],
+)
+def test_training_times_follow_their_distribution(config: TimestepConfig, median: float) -> None:
+    """logit(t) is normal or, for uniform t, logistic; a shift a adds -log a to it."""
+    size = 20_000
+    batch = TrainingBatch(torch.zeros(size, 2, 2, 2), (), (), torch.arange(size), step=0)
+    logit = replace(OBJECTIVE, timestep=config).draw(batch).timestep_B.double().logit()
+    if config.distribution == "uniform":
+        levels = (logit - median).sigmoid()
+    else:
+        levels = torch.distributions.Normal(median, config.std).cdf(logit)
+    distance = (levels.sort().values - (torch.arange(size) + 0.5) / size).abs().max()
+    assert distance < 0.0138, "Kolmogorov-Smirnov: a false alarm in a thousand"
 
 
 def test_a_loss_does_not_depend_on_the_rest_of_its_batch() -> None:
