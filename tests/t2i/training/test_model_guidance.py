@@ -10,11 +10,15 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from t2i.batch import TrainingBatch
+from t2i.encoders.text import TextStates
 from t2i.flow import TimestepConfig
-from t2i.training.conditions import ContrastedConditions, draw_references
+from t2i.models.tr_dit import TRDiT
+from t2i.models.tr_dit_config import TRDiTConfig
+from t2i.training.conditions import ContrastedConditions, draw_references, repeat
+from t2i.training.ema import averaged_network
 from t2i.training.model_guidance import ModelGuidance
 from t2i.training.model_guidance_config import (
     AutoScale,
@@ -22,7 +26,7 @@ from t2i.training.model_guidance_config import (
     ScaleInterval,
     ScaleState,
 )
-from t2i.training.objectives import FlowMatching, Losses
+from t2i.training.objectives import FlowMatching, Losses, TextConditioned
 
 BASE = FlowMatching(seed=1, gamma=0.5, timestep=TimestepConfig(), patch_size=2)
 NULL = torch.full((4,), 9)
@@ -79,7 +83,7 @@ def test_unguided_is_plain_flow_matching_to_the_bit(
 def test_the_target_moves_by_scale_minus_one_times_the_difference(
     auto: bool, batch: TrainingBatch
 ) -> None:
-    config = ModelGuidanceConfig(scale=AutoScale() if auto else 1.5)
+    config = ModelGuidanceConfig(scale=AutoScale() if auto else 1.5, from_step=batch.step)
     objective = guided(config, ScaleState(scale=1.5) if auto else None)
     losses = objective.training_loss(label_network, label_network, batch, CONDITIONS)
     # 0.5 * (label - 9) / 10; the third sample was dropped
@@ -142,6 +146,8 @@ def test_a_scale_aware_network_is_fed_its_scale_and_the_teacher_one_and_zero(
     # u~(c, 1) - u~(null, 0) = (label - 9) / 10 + 10
     shift = torch.where(DROPPED, 0.0, (scale - 1) * ((LABELS - 9) / 10 + 10))
     torch.testing.assert_close(losses.loss_B, errors(batch, shift.tolist()))
+    objective.validation_loss(network, batch, LABELS, 0.5)
+    assert fed[1].tolist() == [1, 1, 1, 1], "validation is of the plain prediction"
 
 
 def test_scale_aware_references_are_asked_at_one(batch: TrainingBatch) -> None:
@@ -223,6 +229,34 @@ def test_no_gradient_reaches_the_target(batch: TrainingBatch) -> None:
     through_both = (loss(fixed + h, fixed + h) - loss(fixed - h, fixed - h)) / (2 * h)
     assert gradient.item() == pytest.approx(through_network.item(), rel=1e-3)
     assert abs(gradient.item() - through_both.item()) > 0.05 * abs(gradient.item())
+
+
+def test_text_is_guided_as_labels_are(batch: TrainingBatch) -> None:
+    """TR-DiT, its averages as the teacher, the null text padded like the batch's."""
+    config = TRDiTConfig(
+        num_layers=3, width=16, num_heads=2, text_width=8, adaln_rank=4, routes=((1, 1),)
+    )
+    generator = torch.Generator().manual_seed(0)
+    network = TextConditioned(TRDiT(config))
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.2, generator=generator)
+    averages = {name: 0.9 * p.detach() for name, p in network.named_parameters()}
+    teacher = averaged_network(network, averages)
+    mask = torch.tensor([[True, True]] * 3 + [[True, False]])
+    states = torch.randn(4, 2, 8, generator=generator)
+    text, null = TextStates(states, mask), TextStates(torch.ones(1, 2, 8), mask[3:])
+    conditions = ContrastedConditions(text, (repeat(null, 4),))
+    losses = guided(ModelGuidanceConfig()).training_loss(network, teacher, batch, conditions)
+    noised = BASE.draw(batch)
+    x_t, times = noised.x_t_BCHW, noised.timestep_B
+    nulls = TextStates(torch.ones(4, 2, 8), mask[3:].expand(4, 2))
+    contrast = teacher(x_t, times, text, None) - teacher(x_t, times, nulls, None)
+    error = network(x_t, times, text, noised.keep_ids_BK) - noised.velocity_BCHW - 0.5 * contrast
+    torch.testing.assert_close(losses.loss_B, error.square().mean(dim=(1, 2, 3)))
+    assert contrast.abs().mean() > 0.01
+    losses.loss_B.mean().backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
 
 
 def test_a_loss_does_not_depend_on_the_rest_of_its_batch(
