@@ -6,10 +6,10 @@ no second copy of the model per rank: it costs one fp32 partition.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def decay_at(updates: int, limit: float) -> float:
@@ -41,3 +41,22 @@ class EMA:
         for average, master in zip(self.averages, self.masters, strict=True):
             average.lerp_(master, 1.0 - decay)
         self.updates += 1
+
+
+def averaged_network(network: nn.Module, averages: Mapping[str, Tensor]) -> Callable[..., Tensor]:
+    """The network with averaged weights, without gradients; its own weights stay as they are.
+
+    Args:
+        network: whose forward is run; not sharded (so not under ZeRO 3).
+        averages: a tensor for each parameter, by the network's own names and in the dtype to
+            compute in; kept by reference, so what is written into them takes effect.
+
+    Raises:
+        RuntimeError: names that are missing or unknown (when the result is called).
+    """
+
+    @torch.no_grad()
+    def teacher(*inputs: object) -> Tensor:
+        return torch.func.functional_call(network, dict(averages), inputs, strict=True)
+
+    return teacher

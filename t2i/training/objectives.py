@@ -3,9 +3,10 @@
     x_t = (1 - t) z + t x,   loss = mean ||D(x_t, t, c) - (x - z)||^2
 
 Every draw (VAE noise, z, t, routed tokens) belongs to (seed, stream, step, sample id), so a loss
-does not depend on the rank or the batch that the sample is computed in.
+does not depend on the rank or the batch that the sample is computed in. Objectives that change the
+target or the weighting take the same draws: `t2i.training.model_guidance`, `t2i.training.masked`.
 
-Shape suffixes: B samples, C channels, H x W latents, L text tokens, E text width, K kept tokens.
+Shape suffixes: B samples, C channels, H x W latents, K kept tokens.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ from torch import Tensor, nn
 
 from t2i import flow, rng
 from t2i.batch import TrainingBatch
+from t2i.encoders.text import TextStates
 from t2i.flow import TimestepConfig
 from t2i.models.routing import draw_keep_ids
 from t2i.models.tr_dit import TRDiT
+from t2i.training.conditions import Condition
 
-# (x_t BCHW, timestep B, text states BLE, text mask BL, keep ids BK or None) -> velocity BCHW
-Network = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None], Tensor]
+# (x_t BCHW, timestep B, condition of B rows, keep ids BK or None) -> velocity BCHW
+Network = Callable[[Tensor, Tensor, Condition, Tensor | None], Tensor]
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,28 @@ class Losses:
 
     loss_B: Tensor
     timestep_B: Tensor
+
+
+@dataclass(frozen=True)
+class Noised:
+    """Latents on the way from noise to data, and what there is to predict.
+
+    Attributes:
+        x_t_BCHW: float32.
+        timestep_B: (B,) float32 in [0, 1].
+        velocity_BCHW: v* = x - z, float32.
+        keep_ids_BK: (B, K) int64 ascending tokens that are not skipped, or None = all.
+    """
+
+    x_t_BCHW: Tensor
+    timestep_B: Tensor
+    velocity_BCHW: Tensor
+    keep_ids_BK: Tensor | None
+
+    def losses(self, predicted_BCHW: Tensor, target_BCHW: Tensor) -> Losses:
+        """Mean squared error of each sample."""
+        error_BCHW = predicted_BCHW.float() - target_BCHW
+        return Losses(error_BCHW.square().mean(dim=(1, 2, 3)), self.timestep_B)
 
 
 class TextConditioned(nn.Module):
@@ -45,13 +70,12 @@ class TextConditioned(nn.Module):
         self,
         latents_BCHW: Tensor,
         timestep_B: Tensor,
-        states_BLE: Tensor,
-        mask_BL: Tensor,
+        text: TextStates,
         keep_ids_BK: Tensor | None,
     ) -> Tensor:
         """The velocity, in the dtype of ``latents_BCHW``."""
-        text = self.model.prepare_text(states_BLE, mask_BL)
-        return self.model(latents_BCHW, timestep_B, text, keep_ids_BK)
+        context = self.model.prepare_text(text.states, text.mask)
+        return self.model(latents_BCHW, timestep_B, context, keep_ids_BK)
 
 
 @dataclass(frozen=True)
@@ -70,38 +94,28 @@ class FlowMatching:
     timestep: TimestepConfig
     patch_size: int
 
-    def training_loss(
-        self, network: Network, batch: TrainingBatch, states_BLE: Tensor, mask_BL: Tensor
-    ) -> Losses:
+    def training_loss(self, network: Network, batch: TrainingBatch, condition: Condition) -> Losses:
         """Losses of a micro-batch at its step. The tensors lie on one device."""
-        draw = (batch.step, batch.sample_ids)
-        uniform_B = rng.uniform(self.seed, "timestep", *draw, (), batch.moments.device)
-        timestep_B = flow.draw_timesteps(self.timestep, uniform_B)
-        return self._loss(network, batch, states_BLE, mask_BL, timestep_B, self.gamma)
+        return flow_matching_losses(network, self.draw(batch), condition)
 
     @torch.no_grad()
     def validation_loss(
-        self,
-        network: Network,
-        batch: TrainingBatch,
-        states_BLE: Tensor,
-        mask_BL: Tensor,
-        timestep: float,
+        self, network: Network, batch: TrainingBatch, condition: Condition, timestep: float
     ) -> Losses:
         """Dense losses of a held-out batch, all at time ``timestep``."""
         timestep_B = torch.full_like(batch.sample_ids, timestep, dtype=torch.float32)
-        timestep_B = timestep_B.to(batch.moments.device)
-        return self._loss(network, batch, states_BLE, mask_BL, timestep_B, gamma=0.0)
+        noised = self.noise(batch, timestep_B.to(batch.moments.device), gamma=0.0)
+        return flow_matching_losses(network, noised, condition)
 
-    def _loss(
-        self,
-        network: Network,
-        batch: TrainingBatch,
-        states_BLE: Tensor,
-        mask_BL: Tensor,
-        timestep_B: Tensor,
-        gamma: float,
-    ) -> Losses:
+    def draw(self, batch: TrainingBatch) -> Noised:
+        """The training inputs and targets of a micro-batch at its step."""
+        uniform_B = rng.uniform(
+            self.seed, "timestep", batch.step, batch.sample_ids, (), batch.moments.device
+        )
+        return self.noise(batch, flow.draw_timesteps(self.timestep, uniform_B), self.gamma)
+
+    def noise(self, batch: TrainingBatch, timestep_B: Tensor, gamma: float) -> Noised:
+        """The same at given times and sparsity."""
         data_BCHW = self.draw_latents(batch)
         device = data_BCHW.device
         draw = (batch.step, batch.sample_ids)
@@ -110,10 +124,12 @@ class FlowMatching:
         if gamma > 0:
             num_tokens = data_BCHW[0, 0].numel() // self.patch_size**2
             keep_ids_BK = draw_keep_ids(self.seed, "routing", *draw, num_tokens, gamma, device)
-        x_t = flow.interpolate(data_BCHW, noise_BCHW, timestep_B)
-        velocity = network(x_t, timestep_B, states_BLE, mask_BL, keep_ids_BK)
-        error = velocity.float() - flow.velocity_target(data_BCHW, noise_BCHW)
-        return Losses(error.square().mean(dim=(1, 2, 3)), timestep_B)
+        return Noised(
+            flow.interpolate(data_BCHW, noise_BCHW, timestep_B),
+            timestep_B,
+            flow.velocity_target(data_BCHW, noise_BCHW),
+            keep_ids_BK,
+        )
 
     def draw_latents(self, batch: TrainingBatch) -> Tensor:
         """x = mean + std * noise from the VAE's moments, float32 (B, C, H, W)."""
@@ -122,3 +138,9 @@ class FlowMatching:
         device = batch.moments.device
         noise = rng.normal(self.seed, "vae", batch.step, batch.sample_ids, shape, device)
         return mean_BCHW + std_BCHW * noise
+
+
+def flow_matching_losses(network: Network, noised: Noised, condition: Condition) -> Losses:
+    """||D(x_t, t, c) - v*||^2, the mean over a sample's elements."""
+    predicted_BCHW = network(noised.x_t_BCHW, noised.timestep_B, condition, noised.keep_ids_BK)
+    return noised.losses(predicted_BCHW, noised.velocity_BCHW)

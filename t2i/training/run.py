@@ -5,27 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
 from t2i.batch import TrainingBatch
+from t2i.encoders.text import TextStates
 from t2i.models.tr_dit import TRDiT
 from t2i.training import checkpoint
 from t2i.training.checkpoint import Checkpoint
 from t2i.training.engine import MOMENTS
 from t2i.training.training_config import TrainingConfig
-
-
-class EncodedText(Protocol):
-    """What the text encoder gives back: hidden states (B, L, E) and their mask (B, L) bool."""
-
-    @property
-    def states(self) -> Tensor: ...
-    @property
-    def mask(self) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -71,7 +62,7 @@ class Run:
     folder: Path
     config: TrainingConfig
     model: TRDiT
-    encode: Callable[[Sequence[str]], EncodedText]
+    encode: Callable[[Sequence[str]], TextStates]
     batches: Callable[[int], Iterator[TrainingBatch]]
     validation: Sequence[TrainingBatch]
     start: Start

@@ -182,9 +182,7 @@ class Trainer:
             batch = self._to_device(batch)
             with window.timed("text"):
                 text = self.run.encode(batch.captions)
-            losses = self.objective.training_loss(
-                self.engine.network, batch, text.states, text.mask
-            )
+            losses = self.objective.training_loss(self.engine.network, batch, text)
             sums.add(losses.loss_B, losses.timestep_B)
             self.engine.backward(losses.loss_B.mean())
             self.engine.step(learning_rate)
@@ -272,9 +270,7 @@ class Trainer:
             batch = self._to_device(batch)
             text = self.run.encode(batch.captions)
             for timestep in VALIDATION_TIMES:
-                losses = self.objective.validation_loss(
-                    self.engine.network, batch, text.states, text.mask, timestep
-                )
+                losses = self.objective.validation_loss(self.engine.network, batch, text, timestep)
                 sums.add(losses.loss_B, losses.timestep_B)
         self.engine.network.train()
         dist.all_reduce(sums.sums_2T)

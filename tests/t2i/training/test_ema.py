@@ -1,11 +1,12 @@
-"""Proves that the EMA on flat partitions equals its formula, and the ramp of its decay."""
+"""Proves the EMA on flat partitions by its formula, the ramp of its decay, and the network it gives."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
-from t2i.training.ema import EMA, decay_at
+from t2i.training.ema import EMA, averaged_network, decay_at
 
 
 def test_the_average_equals_its_formula() -> None:
@@ -38,3 +39,51 @@ def test_an_inherited_average_is_not_forgotten() -> None:
     ema.masters[0].fill_(1.0)
     ema.update(limit=0.99)
     torch.testing.assert_close(ema.averages[0], torch.full((2,), 0.01))
+
+
+def make_network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+
+
+def test_the_averaged_network_is_a_copy_that_holds_the_averages() -> None:
+    network, copy = make_network(), make_network()
+    masters = list(network.parameters())
+    ema = EMA(masters)
+    names = [name for name, _ in network.named_parameters()]
+    teacher = averaged_network(network, dict(zip(names, ema.averages, strict=True)))
+    x = torch.randn(5, 3, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        for master in masters:
+            master += 1.0
+        ema.update(limit=0.5)
+        for parameter, average in zip(copy.parameters(), ema.averages, strict=True):
+            parameter.copy_(average)
+    assert torch.equal(teacher(x), copy(x)), "averages written later take effect"
+    assert not torch.equal(teacher(x), network(x))
+
+
+def test_asking_the_averaged_network_does_not_disturb_training() -> None:
+    network = make_network()
+    averages = {name: torch.zeros_like(p) for name, p in network.named_parameters()}
+    before = {name: p.detach().clone() for name, p in network.named_parameters()}
+    x = torch.ones(2, 3)
+    loss = network(x).square().sum()
+    answer = averaged_network(network, averages)(x)  # between forward and backward
+    loss.backward()
+    assert not answer.requires_grad
+    assert (answer == 0).all()
+    reference = make_network()
+    reference(x).square().sum().backward()
+    for (name, parameter), other in zip(
+        network.named_parameters(), reference.parameters(), strict=True
+    ):
+        assert torch.equal(parameter, before[name])
+        assert parameter.grad is not None
+        assert other.grad is not None
+        assert torch.equal(parameter.grad, other.grad)
+
+
+def test_averages_with_other_names_are_refused() -> None:
+    with pytest.raises(RuntimeError, match="bias"):
+        averaged_network(make_network(), {"0.weight": torch.zeros(4, 3)})(torch.ones(2, 3))

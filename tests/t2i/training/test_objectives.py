@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -9,9 +10,11 @@ import torch
 from torch import Tensor
 
 from t2i.batch import TrainingBatch
+from t2i.encoders.text import TextStates
 from t2i.flow import TimestepConfig
 from t2i.models.tr_dit import TRDiT
 from t2i.models.tr_dit_config import TRDiTConfig
+from t2i.training.conditions import select
 from t2i.training.objectives import FlowMatching, TextConditioned
 
 OBJECTIVE = FlowMatching(seed=1, gamma=0.5, timestep=TimestepConfig(), patch_size=2)
@@ -24,9 +27,9 @@ def make_batch(size: int) -> TrainingBatch:
     return TrainingBatch(moments, keys, keys, torch.arange(size) + 100, step=3)
 
 
-def make_text(size: int) -> tuple[Tensor, Tensor]:
+def make_text(size: int) -> TextStates:
     states = torch.randn(size, 4, 8, generator=torch.Generator().manual_seed(1))
-    return states, torch.ones(size, 4, dtype=torch.bool)
+    return TextStates(states, torch.ones(size, 4, dtype=torch.bool))
 
 
 def make_network(zero_start: bool) -> TextConditioned:
@@ -45,15 +48,42 @@ def test_a_network_that_answers_x_minus_z_has_no_loss() -> None:
     batch = make_batch(3)
     seen = []
 
-    def network(x_t: Tensor, timestep_B: Tensor, *_: Tensor | None) -> Tensor:
+    def network(x_t: Tensor, timestep_B: Tensor, *_: object) -> Tensor:
         data = OBJECTIVE.draw_latents(batch)
         seen.append((x_t, timestep_B))
         # x_t = (1 - t) z + t x  =>  x - z = (x - x_t) / (1 - t)
         return (data - x_t) / (1 - timestep_B.reshape(-1, 1, 1, 1))
 
-    losses = OBJECTIVE.training_loss(network, batch, *make_text(3))
+    losses = OBJECTIVE.training_loss(network, batch, make_text(3))
     torch.testing.assert_close(losses.loss_B, torch.zeros(3), atol=1e-6, rtol=0)
     assert len(set(seen[0][1].tolist())) == 3, "each sample has its own time"
+
+
+def test_the_draws_of_a_seed_and_their_losses_stay_what_they_are() -> None:
+    """Golden values: a change would break runs that go on from a checkpoint."""
+    seen = []
+
+    def network(x_t: Tensor, timestep_B: Tensor, condition: object, keep_ids_BK: Tensor) -> Tensor:
+        seen.append(keep_ids_BK[0].tolist())
+        return x_t * 0.5
+
+    losses = OBJECTIVE.training_loss(network, make_batch(3), make_text(3))
+    assert losses.loss_B.tolist() == pytest.approx([2.868041, 3.111198, 1.974086], rel=1e-5)
+    assert losses.timestep_B.tolist() == pytest.approx([0.3794162, 0.4238462, 0.8140401], rel=1e-5)
+    assert seen == [[1, 2, 3, 4, 11, 12, 13, 14]]
+
+
+def test_class_labels_are_a_condition_like_text() -> None:
+    labels = torch.tensor([4, 0, 2])
+    table = torch.arange(5.0)
+
+    def network(x_t: Tensor, timestep_B: Tensor, labels_B: Tensor, keep_ids_BK: object) -> Tensor:
+        return table[labels_B].reshape(-1, 1, 1, 1).expand_as(x_t)
+
+    losses = OBJECTIVE.training_loss(network, make_batch(3), labels)
+    target = OBJECTIVE.draw(make_batch(3)).velocity_BCHW
+    for row, label in enumerate([4.0, 0.0, 2.0]):
+        assert losses.loss_B[row].item() == pytest.approx(((target[row] - label) ** 2).mean())
 
 
 def test_latents_follow_the_moments() -> None:
@@ -65,9 +95,31 @@ def test_latents_follow_the_moments() -> None:
     assert latents.std().item() == pytest.approx(2.0, abs=0.08)
 
 
+@pytest.mark.parametrize(
+    ("config", "median"),
+    [
+        (TimestepConfig(mean=-0.5, std=1.5), -0.5),
+        (TimestepConfig(shift=3.0), -math.log(3)),
+        (TimestepConfig(distribution="uniform"), 0.0),
+        (TimestepConfig(distribution="uniform", shift=0.5), math.log(2)),
+    ],
+)
+def test_training_times_follow_their_distribution(config: TimestepConfig, median: float) -> None:
+    """logit(t) is normal or, for uniform t, logistic; a shift a adds -log a to it."""
+    size = 20_000
+    batch = TrainingBatch(torch.zeros(size, 2, 2, 2), (), (), torch.arange(size), step=0)
+    logit = replace(OBJECTIVE, timestep=config).draw(batch).timestep_B.double().logit()
+    if config.distribution == "uniform":
+        levels = (logit - median).sigmoid()
+    else:
+        levels = torch.distributions.Normal(median, config.std).cdf(logit)
+    distance = (levels.sort().values - (torch.arange(size) + 0.5) / size).abs().max()
+    assert distance < 0.0138, "Kolmogorov-Smirnov: a false alarm in a thousand"
+
+
 def test_a_loss_does_not_depend_on_the_rest_of_its_batch() -> None:
     network, batch, text = make_network(zero_start=False), make_batch(4), make_text(4)
-    whole = OBJECTIVE.training_loss(network, batch, *text)
+    whole = OBJECTIVE.training_loss(network, batch, text)
     half = replace(
         batch,
         moments=batch.moments[2:],
@@ -75,21 +127,21 @@ def test_a_loss_does_not_depend_on_the_rest_of_its_batch() -> None:
         keys=batch.keys[2:],
         sample_ids=batch.sample_ids[2:],
     )
-    part = OBJECTIVE.training_loss(network, half, text[0][2:], text[1][2:])
+    part = OBJECTIVE.training_loss(network, half, select(text, torch.tensor([2, 3])))
     torch.testing.assert_close(part.loss_B, whole.loss_B[2:])
     torch.testing.assert_close(part.timestep_B, whole.timestep_B[2:])
 
 
 def test_another_step_draws_other_numbers() -> None:
     network, batch, text = make_network(zero_start=True), make_batch(4), make_text(4)
-    first = OBJECTIVE.training_loss(network, batch, *text)
-    second = OBJECTIVE.training_loss(network, replace(batch, step=4), *text)
+    first = OBJECTIVE.training_loss(network, batch, text)
+    second = OBJECTIVE.training_loss(network, replace(batch, step=4), text)
     assert not torch.equal(first.timestep_B, second.timestep_B)
 
 
 def test_every_parameter_gets_a_finite_gradient() -> None:
     network = make_network(zero_start=False)
-    losses = OBJECTIVE.training_loss(network, make_batch(4), *make_text(4))
+    losses = OBJECTIVE.training_loss(network, make_batch(4), make_text(4))
     losses.loss_B.mean().backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name
@@ -102,7 +154,7 @@ def test_a_tiny_set_is_overfitted() -> None:
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
     history = []
     for _ in range(60):
-        loss = OBJECTIVE.training_loss(network, batch, *text).loss_B.mean()
+        loss = OBJECTIVE.training_loss(network, batch, text).loss_B.mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -113,10 +165,10 @@ def test_a_tiny_set_is_overfitted() -> None:
 def test_validation_is_dense_and_at_one_time() -> None:
     seen = []
 
-    def network(x_t: Tensor, timestep_B: Tensor, *rest: Tensor | None) -> Tensor:
+    def network(x_t: Tensor, timestep_B: Tensor, *rest: object) -> Tensor:
         seen.append((timestep_B, rest[-1]))
         return torch.zeros_like(x_t)
 
-    OBJECTIVE.validation_loss(network, make_batch(2), *make_text(2), timestep=0.25)
+    OBJECTIVE.validation_loss(network, make_batch(2), make_text(2), timestep=0.25)
     assert seen[0][0].tolist() == [0.25, 0.25]
     assert seen[0][1] is None

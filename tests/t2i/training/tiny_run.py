@@ -12,13 +12,12 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from t2i.batch import TrainingBatch
+from t2i.encoders.text import TextStates
 from t2i.models.tr_dit import TRDiT
 from t2i.models.tr_dit_config import TRDiTConfig
 from t2i.training.engine import start_processes, stop_processes
@@ -38,16 +37,10 @@ MODEL = TRDiTConfig(
 GLOBAL_BATCH = 8
 
 
-@dataclass(frozen=True)
-class Text:
-    states: Tensor
-    mask: Tensor
-
-
-def encode(captions: Sequence[str]) -> Text:
+def encode(captions: Sequence[str]) -> TextStates:
     """States that depend on the caption alone."""
     states = torch.stack([torch.full((4, 8), (len(caption) % 7) / 7) for caption in captions])
-    return Text(states, torch.ones(len(captions), 4, dtype=torch.bool))
+    return TextStates(states, torch.ones(len(captions), 4, dtype=torch.bool))
 
 
 def micro_batch(step: int, first: int, size: int) -> TrainingBatch:

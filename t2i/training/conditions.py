@@ -1,0 +1,87 @@
+"""What a network is conditioned on, text or class labels, and what an objective does with it.
+
+Shape suffixes: B samples, N conditions per sample.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from t2i import rng
+from t2i.encoders.text import TextStates
+
+# encoded texts (TR-DiT), or class labels (B,) int64 (SiT)
+Condition = TextStates | Tensor
+
+
+def select(condition: Condition, ids_B: Tensor) -> Condition:
+    """The rows ``ids_B`` (int64, may repeat) of a condition, in that order."""
+    if isinstance(condition, TextStates):
+        return TextStates(condition.states[ids_B], condition.mask[ids_B])
+    return condition[ids_B]
+
+
+def repeat(condition: Condition, size: int) -> Condition:
+    """A condition of one row, such as the null condition, for a batch of ``size`` samples."""
+    rows = condition if isinstance(condition, Tensor) else condition.mask
+    return select(condition, torch.zeros(size, dtype=torch.int64, device=rows.device))
+
+
+@dataclass(frozen=True)
+class ContrastedConditions:
+    """The conditions of a micro-batch, and those that their predictions are contrasted with.
+
+    Attributes:
+        given: one per sample; those of dropped samples are the null condition already.
+        references: conditions of B rows each, whose mean prediction stands for the unconditional
+            one: the null condition alone (`repeat`), or N others (`draw_references`).
+        dropped_B: (B,) bool, which samples lost their condition; None = none.
+    """
+
+    given: Condition
+    references: tuple[Condition, ...]
+    dropped_B: Tensor | None = None
+
+
+def drop_labels(
+    labels_B: Tensor,
+    null_label: int,
+    ratio: float,
+    seed: int,
+    step: int,
+    sample_ids_B: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Replace labels by ``null_label`` with probability ``ratio``, one draw per sample.
+
+    Returns:
+        the labels, and which were dropped, (B,) bool.
+    """
+    device = labels_B.device
+    draws_B = rng.uniform(seed, "label dropout", step, sample_ids_B, (), device)
+    dropped_B = draws_B < ratio
+    return labels_B.masked_fill(dropped_B, null_label), dropped_B
+
+
+def draw_references(
+    pool: Condition, count: int, seed: int, step: int, sample_ids_B: Tensor
+) -> tuple[Condition, ...]:
+    """``count`` distinct conditions per sample, drawn uniformly from a pool (MG eq. 23).
+
+    A draw depends on the sample's own id alone. The sample's own condition may be among them, as it
+    is in the sum over all conditions that they estimate.
+
+    Args:
+        pool: all labels, or the states of some texts; at least ``count`` rows.
+
+    Raises:
+        ValueError: the pool is too small.
+    """
+    rows = pool if isinstance(pool, Tensor) else pool.mask
+    if count > len(rows):
+        raise ValueError(f"{count} references asked for, but the pool has {len(rows)} conditions")
+    words_BP = rng.words(seed, "references", step, sample_ids_B.to(rows.device), len(rows))
+    ids_BN = words_BP.argsort(dim=1, stable=True)[:, :count]
+    return tuple(select(pool, ids_B) for ids_B in ids_BN.unbind(dim=1))

@@ -1,0 +1,114 @@
+"""Flow matching on visible tokens, masked reconstruction on the others (Sparse Guidance, eq. A4).
+
+    loss = mean_visible ||v - v*||^2 + lambda (1 - t)^2 mean_masked ||v||^2
+
+v is what a masked network (MaskDiT) predicts for all tokens when it has seen the visible ones.
+As printed, the second term has no target: eq. A1 asks for D(x_t) = x on masked tokens, and with
+D = x_t + (1 - t) v that reads (1 - t)^2 ||v - v*||^2, but eq. A3 drops v*. Both are a choice
+(`MaskedConfig.masked_target`). Each term is a mean over its own tokens' elements (the paper writes
+sums), so a term's size does not depend on gamma and lambda means the same at any sparsity.
+
+Shape suffixes: B samples, C channels, H x W latents, h x w patches, K visible tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from t2i.batch import TrainingBatch
+from t2i.training.conditions import Condition
+from t2i.training.masked_config import MaskedConfig
+from t2i.training.objectives import FlowMatching, Losses, Network
+
+
+@dataclass(frozen=True)
+class MaskedTerms:
+    """Both terms of each sample, float32, and the time at which they were measured."""
+
+    visible_B: Tensor
+    masked_B: Tensor
+    timestep_B: Tensor
+
+    def weighted(self, weight: float) -> Losses:
+        """visible + weight * masked."""
+        return Losses(self.visible_B + weight * self.masked_B, self.timestep_B)
+
+
+@dataclass(frozen=True)
+class MaskedFlowMatching:
+    """Flow matching plus masked reconstruction, on the draws of a flow-matching objective.
+
+    Attributes:
+        base: its ``gamma`` is the fraction of masked tokens; > 0.
+        config: see `MaskedConfig`.
+    """
+
+    base: FlowMatching
+    config: MaskedConfig
+
+    def training_terms(
+        self, network: Network, batch: TrainingBatch, condition: Condition
+    ) -> MaskedTerms:
+        """The two terms of a micro-batch at its step; `MaskedTerms.weighted` adds them up.
+
+        Raises:
+            ValueError: gamma is too small to mask a single token.
+        """
+        noised = self.base.draw(batch)
+        num_tokens = noised.x_t_BCHW[0, 0].numel() // self.base.patch_size**2
+        if noised.keep_ids_BK is None or noised.keep_ids_BK.shape[1] == num_tokens:
+            raise ValueError(
+                f"gamma {self.base.gamma:g} masks none of {num_tokens} tokens; masked training "
+                f"needs gamma >= 1 / {num_tokens}, the papers use 0.5"
+            )
+        predicted_BCHW = network(
+            noised.x_t_BCHW, noised.timestep_B, condition, noised.keep_ids_BK
+        ).float()
+        visible_B1HW = visible_pixels(
+            noised.keep_ids_BK, noised.x_t_BCHW.shape[-2:], self.base.patch_size
+        )
+        error_BCHW = predicted_BCHW - noised.velocity_BCHW
+        masked_BCHW = error_BCHW if self.config.masked_target == "velocity" else predicted_BCHW
+        time_weight_B = (1 - noised.timestep_B).square()
+        return MaskedTerms(
+            _mean_over(error_BCHW.square(), visible_B1HW),
+            time_weight_B * _mean_over(masked_BCHW.square(), ~visible_B1HW),
+            noised.timestep_B,
+        )
+
+    def validation_loss(
+        self, network: Network, batch: TrainingBatch, condition: Condition, timestep: float
+    ) -> Losses:
+        """Dense flow-matching losses: nothing is masked."""
+        return self.base.validation_loss(network, batch, condition, timestep)
+
+
+def gradient_norms(terms: MaskedTerms, parameter: Tensor) -> tuple[float, float]:
+    """Norms of the gradients of the visible and the masked mean, for `balanced_weight`.
+
+    Costs a backward pass from the losses to ``parameter`` for each, so choose one near the end of
+    the network. The graph stays usable.
+    """
+    visible, masked = (
+        torch.autograd.grad(term_B.mean(), parameter, retain_graph=True)[0].norm().item()
+        for term_B in (terms.visible_B, terms.masked_B)
+    )
+    return visible, masked
+
+
+def visible_pixels(keep_ids_BK: Tensor, size: tuple[int, ...], patch_size: int) -> Tensor:
+    """Which latent pixels lie in kept tokens, (B, 1, H, W) bool; tokens are patches row by row."""
+    grid = (size[0] // patch_size, size[1] // patch_size)
+    none_BT = torch.zeros(len(keep_ids_BK), grid[0] * grid[1], device=keep_ids_BK.device)
+    visible_BT = none_BT.bool().scatter(1, keep_ids_BK, True)
+    visible_B1hw = visible_BT.unflatten(1, (1, *grid))
+    return visible_B1hw.repeat_interleave(patch_size, 2).repeat_interleave(patch_size, 3)
+
+
+def _mean_over(numbers_BCHW: Tensor, where_B1HW: Tensor) -> Tensor:
+    """(B,) mean over a sample's elements at ``where``; at least one must be."""
+    chosen_BCHW = numbers_BCHW * where_B1HW
+    return chosen_BCHW.sum(dim=(1, 2, 3)) / (where_B1HW.sum(dim=(1, 2, 3)) * numbers_BCHW.shape[1])

@@ -1,0 +1,44 @@
+"""Settings of flow matching on masked tokens, and its automatic weight; no torch here."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from t2i.config import Section
+
+
+class BalancedWeight(Section):
+    """lambda that gives both terms gradients of one size, see `balanced_weight`."""
+
+    decay: float = Field(default=0.99, ge=0, lt=1, description="of the running average; 0: none")
+    highest: float = Field(default=10.0, gt=0)
+
+
+class MaskedConfig(Section):
+    """The second term of Sparse Guidance, eq. A4."""
+
+    # lambda: a number, or balanced
+    weight: Annotated[float, Field(ge=0)] | BalancedWeight = BalancedWeight()
+    masked_target: Literal["zero", "velocity"] = Field(
+        default="zero",
+        description="zero: (1-t)^2 ||v M||^2 as printed; velocity: (1-t)^2 ||(v - v*) M||^2, eq. A1",
+    )
+
+
+def balanced_weight(
+    config: BalancedWeight, weight: float | None, visible_norm: float, masked_norm: float
+) -> float:
+    """The next lambda: a running average of visible_norm / masked_norm, at most ``highest``.
+
+    Args:
+        weight: the present lambda; None at the first step, which takes the ratio as it is.
+        visible_norm, masked_norm: of the two terms' gradients with respect to one parameter that
+            both share, say the last layer (`masked.gradient_norms`); finite, >= 0. masked_norm may
+            be 0, as it is for a network whose last layer starts at zero.
+    """
+    ratio = config.highest
+    if visible_norm < config.highest * masked_norm:
+        ratio = visible_norm / masked_norm
+    return ratio if weight is None else config.decay * weight + (1 - config.decay) * ratio

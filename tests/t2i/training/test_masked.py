@@ -1,0 +1,116 @@
+"""Proves both terms of masked training token by token by hand, and that lambda balances them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from t2i.batch import TrainingBatch
+from t2i.flow import TimestepConfig
+from t2i.training.masked import MaskedFlowMatching, gradient_norms, visible_pixels
+from t2i.training.masked_config import BalancedWeight, MaskedConfig, balanced_weight
+from t2i.training.objectives import FlowMatching
+
+BASE = FlowMatching(seed=1, gamma=0.75, timestep=TimestepConfig(), patch_size=2)
+LABELS = torch.zeros(4, dtype=torch.int64)
+
+
+def network(x_t: Tensor, timestep_B: Tensor, condition: object, keep: object) -> Tensor:
+    return torch.sin(3 * x_t) + timestep_B.reshape(-1, 1, 1, 1)
+
+
+@pytest.mark.parametrize("masked_target", ["zero", "velocity"])
+def test_the_terms_equal_a_sum_over_tokens_written_by_hand(
+    masked_target: str, batch: TrainingBatch
+) -> None:
+    config = MaskedConfig.model_validate({"masked_target": masked_target})
+    terms = MaskedFlowMatching(BASE, config).training_terms(network, batch, LABELS)
+    noised = BASE.draw(batch)
+    predicted = network(noised.x_t_BCHW, noised.timestep_B, LABELS, None)
+    for row in range(4):
+        kept = noised.keep_ids_BK[row].tolist()  # type: ignore[index]
+        visible, masked = [], []
+        for token in range(16):
+            y, x = 2 * (token // 4), 2 * (token % 4)
+            for c, i, j in torch.cartesian_prod(
+                torch.arange(4), torch.arange(y, y + 2), torch.arange(x, x + 2)
+            ).tolist():
+                v = predicted[row, c, i, j].item()
+                target = noised.velocity_BCHW[row, c, i, j].item()
+                if token in kept:
+                    visible.append((v - target) ** 2)
+                else:
+                    masked.append(v**2 if masked_target == "zero" else (v - target) ** 2)
+        assert (len(visible), len(masked)) == (4 * 16, 12 * 16)
+        time_weight = (1 - noised.timestep_B[row].item()) ** 2
+        assert terms.visible_B[row].item() == pytest.approx(sum(visible) / len(visible), rel=1e-5)
+        by_hand = time_weight * sum(masked) / len(masked)
+        assert terms.masked_B[row].item() == pytest.approx(by_hand, rel=1e-5)
+        total = terms.weighted(0.25).loss_B[row].item()
+        assert total == pytest.approx(sum(visible) / len(visible) + 0.25 * by_hand, rel=1e-5)
+
+
+def test_visible_pixels_are_the_patches_of_an_oblong_grid() -> None:
+    visible = visible_pixels(torch.tensor([[0, 4]]), (4, 6), patch_size=2)
+    assert visible[0, 0].int().tolist() == [
+        [1, 1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [0, 0, 1, 1, 0, 0],
+        [0, 0, 1, 1, 0, 0],
+    ]
+
+
+def test_the_network_sees_the_visible_tokens_of_each_sample(
+    batch: TrainingBatch, select_samples: Callable[[TrainingBatch, list[int]], TrainingBatch]
+) -> None:
+    seen = []
+
+    def watched(x_t: Tensor, timestep_B: Tensor, condition: object, keep: Tensor) -> Tensor:
+        seen.append(keep)
+        return network(x_t, timestep_B, condition, keep)
+
+    objective = MaskedFlowMatching(BASE, MaskedConfig())
+    whole = objective.training_terms(watched, batch, LABELS).weighted(2.0)
+    part = objective.training_terms(watched, select_samples(batch, [2, 0]), LABELS[:2])
+    assert torch.equal(seen[0][[2, 0]], seen[1])
+    assert seen[0].shape == (4, 4)
+    torch.testing.assert_close(part.weighted(2.0).loss_B, whole.loss_B[[2, 0]])
+
+
+def test_masking_nothing_is_refused(batch: TrainingBatch) -> None:
+    for gamma in (0.0, 0.05):
+        base = FlowMatching(seed=1, gamma=gamma, timestep=TimestepConfig(), patch_size=2)
+        with pytest.raises(ValueError, match=f"gamma {gamma:g} masks none of 16 tokens"):
+            MaskedFlowMatching(base, MaskedConfig()).training_terms(network, batch, LABELS)
+
+
+def test_lambda_gives_both_terms_gradients_of_one_size(batch: TrainingBatch) -> None:
+    torch.manual_seed(0)
+    last = nn.Conv2d(4, 4, 1)
+
+    def learned(x_t: Tensor, timestep_B: Tensor, condition: object, keep: object) -> Tensor:
+        return last(network(x_t, timestep_B, condition, keep))
+
+    terms = MaskedFlowMatching(BASE, MaskedConfig()).training_terms(learned, batch, LABELS)
+    visible, masked = gradient_norms(terms, last.weight)
+    assert visible != pytest.approx(masked, rel=0.2)
+    weight = balanced_weight(BalancedWeight(decay=0.0), 7.0, visible, masked)
+    (visible_only,) = torch.autograd.grad(
+        terms.weighted(0.0).loss_B.mean(), last.weight, retain_graph=True
+    )
+    (both,) = torch.autograd.grad(terms.weighted(weight).loss_B.mean(), last.weight)
+    assert (both - visible_only).norm().item() == pytest.approx(
+        visible_only.norm().item(), rel=1e-4
+    )
+
+
+def test_lambda_is_smoothed_and_bounded() -> None:
+    config = BalancedWeight(decay=0.75, highest=4.0)
+    assert balanced_weight(config, None, 1.0, 2.0) == 0.5
+    assert balanced_weight(config, 1.5, 1.0, 2.0) == 0.75 * 1.5 + 0.25 * 0.5
+    assert balanced_weight(config, None, 3.0, 0.0) == 4.0, "a last layer that starts at zero"
+    assert balanced_weight(config, None, 9.0, 1.0) == 4.0
+    assert balanced_weight(config, 1.0, 0.0, 0.0) == 0.75 + 0.25 * 4.0
