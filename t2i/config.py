@@ -45,6 +45,7 @@ SECTIONS = (
     "t2i.sampling",
     "t2i.guidance",
     "t2i.export",
+    "t2i.benchmark",
     "launch.train",
     "launch.report",
 )

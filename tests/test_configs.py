@@ -23,6 +23,7 @@ COMMANDS = (
     "launch.report",
     "t2i.sample",
     "t2i.export",
+    "t2i.benchmark",
     "t2i.models.flops",
 )
 

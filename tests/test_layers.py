@@ -39,6 +39,7 @@ LAYERS = (
     ),
     ("data_pipeline.storage",),
     ("t2i.sample", "t2i.evaluate", "t2i.benchmark", "t2i.export"),
+    ("t2i.benchmark_config",),
     ("t2i.evaluation", "t2i.training"),
     ("t2i.pipeline",),
     ("t2i.sampling",),
