@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from diffusers.guiders.adaptive_projected_guidance import MomentumBuffer, normalized_guidance
+from diffusers.guiders.classifier_free_guidance import ClassifierFreeGuidance
 
 from t2i.guidance.branches import Evaluation, evaluations, plan
 from t2i.guidance.guidance_config import GuidanceConfig
@@ -170,3 +171,13 @@ def test_apg_agrees_with_diffusers_over_several_steps() -> None:
         )
         guided = rule([conditional, unconditional], x_t, timestep, timestep)
         torch.testing.assert_close(x_t + (1 - timestep) * guided, expected)
+
+
+def test_cfg_equals_diffusers_guider() -> None:
+    conditional, unconditional = torch.randn(2, 3, 4, 5, 5)
+    theirs = ClassifierFreeGuidance(guidance_scale=2.5)
+    theirs.set_state(step=0, num_inference_steps=10, timestep=torch.tensor(500))
+    expected = theirs.forward(conditional, unconditional).pred
+    weights = make_guidance("cfg", {"omega": 2.5}).coefficients(0.3)
+    guided = weights[0] * conditional + weights[1] * unconditional
+    torch.testing.assert_close(guided, expected)

@@ -5,6 +5,8 @@ import torch
 import torch.nn.functional as F
 from transformers.models.llama.configuration_llama import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
+from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
+from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3RotaryEmbedding
 
 from t2i.models.layers import (
     CrossAttention,
@@ -16,7 +18,7 @@ from t2i.models.layers import (
     rms_norm,
     time_sinusoids,
 )
-from t2i.models.rope import Rotation
+from t2i.models.rope import Rotation, text_rotation
 
 WIDTH, HEADS, HEAD_WIDTH = 32, 2, 16
 NO_ROTATION = Rotation(torch.ones(1, 1, 4), torch.zeros(1, 1, 4))
@@ -105,3 +107,33 @@ def test_time_sinusoids_span_from_one_period_in_the_interval_to_hundreds():
     assert sinusoids.shape == (2, 256)
     assert torch.equal(sinusoids[0], torch.cat([torch.ones(128), torch.zeros(128)]))
     torch.testing.assert_close(sinusoids[1, 0], torch.tensor(500.0).cos())
+
+
+def test_self_attention_equals_qwen3_which_is_llama_with_normalised_heads():
+    config = Qwen3Config(
+        hidden_size=WIDTH,
+        num_attention_heads=HEADS,
+        num_key_value_heads=HEADS,
+        head_dim=HEAD_WIDTH,
+        attention_bias=False,
+        rms_norm_eps=1e-6,
+        attn_implementation="eager",
+    )
+    ours, theirs = SelfAttention(WIDTH, HEADS), Qwen3Attention(config, layer_idx=0)
+    torch.nn.init.normal_(ours.qk_scale)
+    query, key, value = ours.qkv.weight.chunk(3)
+    theirs.load_state_dict(
+        {
+            "q_proj.weight": query,
+            "k_proj.weight": key,
+            "v_proj.weight": value,
+            "o_proj.weight": ours.out.weight,
+            "q_norm.weight": ours.qk_scale[0],
+            "k_norm.weight": ours.qk_scale[1],
+        }
+    )
+    x = torch.randn(2, 7, WIDTH)
+    positions = Qwen3RotaryEmbedding(config)(x, torch.arange(7)[None])
+    expected, _ = theirs(x, positions, attention_mask=None)
+    rotation = text_rotation(7, HEAD_WIDTH, torch.device("cpu"))
+    torch.testing.assert_close(ours(x, rotation), expected)

@@ -264,6 +264,17 @@ def test_forward_traces_as_one_graph_without_breaks(model, inputs, text, keep_id
     assert explained.graph_count == 1
 
 
+@pytest.mark.slow
+@torch.no_grad()
+def test_compiled_equals_eager(inputs, text, keep_ids):
+    torch.manual_seed(0)
+    compiled = randomise(TRDiT.from_config(CONFIG)).eval()
+    expected = [compiled(*inputs[:2], text, ids) for ids in (keep_ids, None)]
+    compiled.compile_blocks()
+    for ids, eager in zip((keep_ids, None), expected, strict=True):
+        torch.testing.assert_close(compiled(*inputs[:2], text, ids), eager, atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (4, 16), (2, 2)])
 @torch.no_grad()
 def test_any_resolution_and_aspect_ratio(model, text, height, width):
