@@ -10,6 +10,7 @@ batch, and captions are drawn by sample, so nothing depends on the number of pro
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -26,6 +27,8 @@ from t2i import rng
 from t2i.batch import TrainingBatch
 from t2i.console import get_logger
 
+# How long a worker goes on after SIGTERM.
+SIGTERM_GRACE_SECONDS = 300
 FOREVER = 2**62  # more micro-batches than any run has
 
 logger = get_logger("loader")
@@ -66,7 +69,17 @@ def make_loader(
         num_workers=config.num_workers,
         prefetch_factor=config.prefetch if config.num_workers else None,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=outlive_sigterm,
     )
+
+
+def outlive_sigterm(_worker: int) -> None:
+    """Make a worker serve on for a while after SIGTERM.
+
+    A scheduler that stops a job signals all of its processes; the rank then finishes its step and
+    saves, and needs its workers for that.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(SIGTERM_GRACE_SECONDS))
 
 
 class Share:

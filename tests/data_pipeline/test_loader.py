@@ -5,7 +5,9 @@ names itself."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import signal
 from collections import Counter
 from collections.abc import Callable
 from itertools import islice
@@ -113,6 +115,25 @@ def test_workers_change_nothing(latents: str) -> None:
     assert samples(batches(configure(latents, num_workers=2), 6)) == samples(
         batches(configure(latents), 6)
     )
+
+
+def test_workers_serve_on_after_sigterm(latents: str) -> None:
+    loader = make_loader(
+        configure(latents, num_workers=2),
+        seed=5,
+        rank=0,
+        world_size=1,
+        global_batch=8,
+        micro_batch=4,
+        start_step=0,
+        storage=StorageConfig(),
+    )
+    found = iter(loader)
+    first, second = next(found), next(found)  # one of each worker: both are up
+    for worker in multiprocessing.active_children():
+        os.kill(worker.pid, signal.SIGTERM)
+    served = [first, second, *islice(found, 18)]
+    assert samples(served) == samples(batches(configure(latents), num_steps=10))
 
 
 def test_an_epoch_visits_each_sample_once(tmp_path: Path, write_latents: Writer) -> None:
