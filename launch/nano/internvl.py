@@ -48,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, required=True, help="folder for the trained model")
     parser.add_argument("--vision-steps", type=int, default=600, help="first phase (600)")
     parser.add_argument("--steps", type=int, default=1800, help="second phase (1800)")
-    parser.add_argument("--polish-steps", type=int, default=2000, help="last phase (2000)")
+    parser.add_argument("--polish-steps", type=int, default=3000, help="last phase (3000)")
     parser.add_argument("--batch", type=int, default=64, help="examples a step (64)")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
