@@ -39,7 +39,7 @@ out=outputs/nano_training
 config=configs/nano_training.yaml
 make_data $config
 
-step train_stage_1 deepspeed launch/train_t2i.py --stage 1 --config $config
-step train_stage_2 deepspeed launch/train_t2i.py --stage 2 --config $config
+step train_stage_1 deepspeed --num_gpus 2 launch/train_t2i.py --stage 1 --config $config
+step train_stage_2 deepspeed --num_gpus 2 launch/train_t2i.py --stage 2 --config $config
 step export python -m t2i.export --config $config --output $out/export
 step install cp -r $out/export/transformer $out/export/model_index.json $assets/
