@@ -175,7 +175,7 @@ class TextToImagePipeline:
 
         latents = sample_latents(
             networks={"main": self.transformer} | ({"aux": self.aux} if self.aux else {}),
-            texts=texts,
+            conditions=texts,
             guidance=method,
             seeds=seeds,
             latent_shape=latent_shape,
