@@ -5,10 +5,11 @@
     python -m t2i.sample --guidance none --prompts prompts.txt --images-per-prompt 4 --output out
     python -m t2i.sample --sg 0.1,cosine:0.9:0.5 --solver heun --steps 20
     python -m t2i.sample --config configs/tr_dit_2b5.yaml --checkpoint export --size 512
-    python -m t2i.sample --classes 207,360 --checkpoint outputs/sit_xl_2 --size 256 --config YAML
+    python -m t2i.sample --classes 207,360 --checkpoint outputs/sit_xl_2 --size 256 \\
+        --set t2i.encoders.vae.path=stabilityai/sd-vae-ft-ema
 
-Each PNG carries its prompt or class, seed, guidance and checkpoint hash in its metadata. Run again, the
-command makes only the images that are missing or were made with other settings. Without prompts
+Each PNG carries its prompt or class, seed, guidance and checkpoint hash in its metadata. Run again,
+the command makes only the images that are missing or were made with other settings. Without prompts
 it takes built-in ones of the Shapes world. Under `accelerate launch` the images are shared out
 among the processes.
 """
@@ -338,12 +339,16 @@ def make_images(
         }
         done = 0
         for batch in batches:
-            settings["seeds"] = [job.seed for job in batch]
+            seeds = [job.seed for job in batch]
             if isinstance(pipeline, TextToImagePipeline):
-                prompts, random_prompts = [job.prompt for job in batch], sampling.random_prompts
-                output = pipeline(prompts, random_prompts=random_prompts, **settings)
+                output = pipeline(
+                    [job.prompt for job in batch],
+                    seeds=seeds,
+                    random_prompts=sampling.random_prompts,
+                    **settings,
+                )
             else:
-                output = pipeline([int(job.prompt) for job in batch], **settings)
+                output = pipeline([int(job.prompt) for job in batch], seeds=seeds, **settings)
             for job, image in zip(batch, output.images, strict=True):
                 folder.write(job, image)
             done += len(batch)
