@@ -1,9 +1,10 @@
 """Guided sampling of latents: runs what a guidance method asks for, and nothing twice.
 
 A condition is text (TR-DiT) or class labels (SiT, DiT, MaskDiT). For a batch of images, text keys
-and values are computed once per condition and reused at every step by every branch. At a step, equal branches are merged and those of weight zero left out
-(`t2i.guidance.branches.plan`); the layers before the route run once per condition; branches that
-keep equally many tokens run as one batch.
+and values are computed once per condition and reused at every step by every branch. At a step,
+equal branches are merged and those of weight zero left out (`t2i.guidance.branches.plan`); the
+layers before the route run once per condition; branches that keep equally many tokens run as one
+batch.
 
 All draws of an image come from its own seed: it never depends on the batch around it.
 
@@ -202,7 +203,7 @@ class GuidedField:
 
 
 def prepare(network: Backbone, given: Given) -> Context:
-    """Labels as they are; of text keys and values of all blocks, per caption, then a row per image."""
+    """Labels as they are; of text all blocks' keys and values, computed once per caption."""
     if isinstance(given, Tensor):
         return given
     assert isinstance(network, TRDiT)

@@ -34,6 +34,8 @@ CASES = [
     *(("sit", name) for name in METHODS),
     ("mask_dit", "sg"),
     ("mask_dit", "s2"),
+    ("mask_dit", "cfg+sg"),
+    ("dit", "cfg"),
     ("dit", "sg"),
 ]
 
