@@ -12,47 +12,38 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
-from t2i import flow, rng
+from t2i import rng
 from t2i.encoders.text import TextEncoder, load_text_encoder
 from t2i.encoders.text_config import TextEncoderConfig
 from t2i.encoders.vae import VAE, load_vae
 from t2i.encoders.vae_config import VAEConfig
 from t2i.guidance.branches import Condition, Guidance
-from t2i.guidance.methods import make_guidance
 from t2i.guidance.schedules import Schedule
+from t2i.image_pipeline import (
+    ImagePipeline,
+    OutputType,
+    PipelineOutput,
+    StepCallback,
+    choose_guidance,
+    choose_seeds,
+)
 from t2i.models.storage import WEIGHTS_NAME, save_transformer
 from t2i.models.tr_dit import TRDiT, load_transformer
-from t2i.sampling.sampler import RUN_SEED, ConditionText, sample_latents
+from t2i.sampling.sampler import RUN_SEED, ConditionText, Given
 from t2i.sampling.sampling_config import RANDOM_PROMPTS, RoutingDraw
 
-if TYPE_CHECKING:
-    import numpy
-    from PIL.Image import Image
-
 INDEX_NAME = "model_index.json"
-# pipeline, step, t, {"latents": x_t} -> a mapping whose "latents", if any, replace x_t
-StepCallback = Callable[["TextToImagePipeline", int, float, dict[str, Tensor]], Mapping[str, Any]]
-OutputType = Literal["pil", "np", "pt", "latent"]
 ConfigT = TypeVar("ConfigT", VAEConfig, TextEncoderConfig)
 
 
-@dataclass(frozen=True)
-class PipelineOutput:
-    """Images in the order of prompts (all images of a prompt together), and their seeds."""
-
-    images: list[Image] | numpy.ndarray | Tensor
-    seeds: tuple[int, ...]
-
-
-class TextToImagePipeline:
+class TextToImagePipeline(ImagePipeline):
     """A TR-DiT with its frozen VAE and text encoder.
 
     Attributes:
@@ -69,11 +60,9 @@ class TextToImagePipeline:
         aux: TRDiT | None = None,
         size: tuple[int, int] | None = None,
     ) -> None:
-        self.transformer = transformer
-        self.vae = vae
+        super().__init__(transformer, vae, aux, size)
+        self.transformer: TRDiT = transformer
         self.text_encoder = text_encoder
-        self.aux = aux
-        self.size = size
 
     @classmethod
     def from_pretrained(
@@ -158,35 +147,21 @@ class TextToImagePipeline:
             ValueError: an argument that does not fit; the message says what does.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        num_images = len(prompts) * num_images_per_prompt
-        if seeds is None:
-            seeds = torch.randint(2**63 - 1, (num_images,), generator=generator).tolist()
-        if len(seeds) != num_images:
-            raise ValueError(f"{num_images} images need as many seeds, got {len(seeds)}")
+        seeds = choose_seeds(seeds, len(prompts) * num_images_per_prompt, generator)
         method = choose_guidance(guidance, guidance_scale, gamma_strong, gamma_weak)
         texts = self.encode(prompts, num_images_per_prompt, method, seeds, random_prompts)
-        latent_shape = self.latent_shape(height, width)
-
-        def on_step(step: int, timestep: float, x_BCHW: Tensor) -> Tensor:
-            if callback_on_step_end is None:
-                return x_BCHW
-            changed = callback_on_step_end(self, step, timestep, {"latents": x_BCHW})
-            return changed.get("latents", x_BCHW)
-
-        latents = sample_latents(
-            networks={"main": self.transformer} | ({"aux": self.aux} if self.aux else {}),
-            texts=texts,
-            guidance=method,
-            seeds=seeds,
-            latent_shape=latent_shape,
-            num_steps=num_inference_steps,
-            solver=solver,
-            shift=self.resolution_shift(latent_shape) if shift == "resolution" else shift,
-            on_step=on_step,
-            bernoulli=routing_draw == "bernoulli",
+        return self.sample(
+            texts,
+            method,
+            seeds,
+            self.latent_shape(height, width),
+            num_inference_steps,
+            output_type,
+            callback_on_step_end,
+            solver,
+            shift,
+            routing_draw,
         )
-        images = latents if output_type == "latent" else self.decode(latents, output_type)
-        return PipelineOutput(images, tuple(seeds))
 
     def encode(
         self,
@@ -195,7 +170,7 @@ class TextToImagePipeline:
         guidance: Guidance,
         seeds: Sequence[int],
         random_prompts: Sequence[str],
-    ) -> dict[Condition, ConditionText]:
+    ) -> dict[Condition, Given]:
         """The conditions that a method asks for; each distinct caption is encoded once."""
         seeds_B = torch.tensor(seeds, dtype=torch.int64)
         drawn_B = rng.words(RUN_SEED, "random prompt", 0, seeds_B, 1)[:, 0] % len(random_prompts)
@@ -211,72 +186,6 @@ class TextToImagePipeline:
             )
             for condition in guidance.conditions
         }
-
-    def decode(self, latents: Tensor, output_type: OutputType) -> Any:
-        """Normalised latents (B, C, h, w) to images; see `__call__` for the types."""
-        images_B3HW = (self.vae.decode(latents) + 1) / 2
-        if output_type == "pt":
-            return images_B3HW
-        images_BHW3 = images_B3HW.permute(0, 2, 3, 1).cpu()
-        if output_type == "np":
-            return images_BHW3.numpy()
-        from PIL import Image
-
-        pixels_BHW3 = (images_BHW3 * 255).round().to(torch.uint8).numpy()
-        return [Image.fromarray(pixels) for pixels in pixels_BHW3]
-
-    def latent_shape(self, height: int | None, width: int | None) -> tuple[int, int, int]:
-        """C, H, W of the latents of an image.
-
-        Raises:
-            ValueError: no size is known, or a side is not a multiple of VAE factor times patch.
-        """
-        height = height or (self.size[0] if self.size else None)
-        width = width or (self.size[1] if self.size else None)
-        if height is None or width is None:
-            raise ValueError("this model does not say its size: give height and width (--size)")
-        multiple = self.vae.downsample * self.transformer.config.patch_size
-        if height % multiple or width % multiple:
-            raise ValueError(f"size {height}x{width}: both sides must be multiples of {multiple}")
-        return self.vae.num_channels, height // self.vae.downsample, width // self.vae.downsample
-
-    def resolution_shift(self, latent_shape: tuple[int, int, int]) -> float:
-        """The shift of times for another size than the pipeline's own, see `t2i.flow`.
-
-        Raises:
-            ValueError: the pipeline does not say what size it is made for.
-        """
-        if self.size is None:
-            raise ValueError("shift 'resolution' needs a model that says its size; give a number")
-        _, height, width = self.latent_shape(*self.size)
-        return flow.resolution_shift(latent_shape[1] * latent_shape[2], height * width)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the transformer is."""
-        return next(self.transformer.parameters()).device
-
-
-def choose_guidance(
-    guidance: str | Guidance,
-    omega: float | str | Schedule | None,
-    gamma_strong: float | str | Schedule | None,
-    gamma_weak: float | str | Schedule | None,
-) -> Guidance:
-    """A guidance from a name and its settings, or as it was given.
-
-    Raises:
-        ValueError: as in `make_guidance`; settings beside a Guidance.
-    """
-    named = {"omega": omega, "gamma_strong": gamma_strong, "gamma_weak": gamma_weak}
-    settings = {key: value for key, value in named.items() if value is not None}
-    if isinstance(guidance, str):
-        return make_guidance(guidance, settings)
-    if settings:
-        raise ValueError(
-            f"{' and '.join(settings)} cannot be given beside a Guidance: it has its own"
-        )
-    return guidance
 
 
 def load_components(

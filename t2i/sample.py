@@ -1,13 +1,15 @@
-"""Make images from prompts: guided sampling of a pipeline folder.
+"""Make images from prompts or classes: guided sampling of a pipeline folder, or of a model's.
 
     python -m t2i.sample --sg 0.1,0.8 --omega 1.8
     python -m t2i.sample --guidance cfg --omega 2.5 --prompt "a red circle on a black background."
     python -m t2i.sample --guidance none --prompts prompts.txt --images-per-prompt 4 --output out
     python -m t2i.sample --sg 0.1,cosine:0.9:0.5 --solver heun --steps 20
     python -m t2i.sample --config configs/tr_dit_2b5.yaml --checkpoint export --size 512
+    python -m t2i.sample --classes 207,360 --checkpoint outputs/sit_xl_2 --size 256 \\
+        --set t2i.encoders.vae.path=stabilityai/sd-vae-ft-ema
 
-Each PNG carries its prompt, seed, guidance and checkpoint hash in its metadata. Run again, the
-command makes only the images that are missing or were made with other settings. Without prompts
+Each PNG carries its prompt or class, seed, guidance and checkpoint hash in its metadata. Run again,
+the command makes only the images that are missing or were made with other settings. Without prompts
 it takes built-in ones of the Shapes world. Under `accelerate launch` the images are shared out
 among the processes.
 """
@@ -31,6 +33,7 @@ from t2i.guidance.methods import METHODS
 from t2i.sampling.sampling_config import SamplingConfig
 
 if TYPE_CHECKING:
+    from t2i.class_pipeline import ClassToImagePipeline
     from t2i.pipeline import TextToImagePipeline
     from t2i.sampling.image_folder import ImageFolder, ImageJob
 
@@ -89,7 +92,10 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="a prompt a line; .jsonl (GenEval); .tsv (PartiPrompts)",
     )
-    what.add_argument("--images-per-prompt", type=int, metavar="N")
+    what.add_argument(
+        "--classes", metavar="N,N", help="of a SiT, DiT or MaskDiT, in place of prompts: 207,360"
+    )
+    what.add_argument("--images-per-prompt", type=int, metavar="N", help="or per class")
     what.add_argument("--seed", type=int, metavar="N", help="image number i gets the seed N + i")
     what.add_argument("--size", metavar="N|HxW", help="height and width in pixels")
     what.add_argument(
@@ -100,7 +106,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="default: <root>/samples/<guidance>",
     )
     how = parser.add_argument_group("how")
-    how.add_argument("--checkpoint", metavar="DIR", help="pipeline folder, or a transformer's")
+    how.add_argument("--checkpoint", metavar="DIR", help="pipeline folder, or a model's")
     how.add_argument("--steps", type=int, metavar="N")
     how.add_argument("--solver", metavar="NAME", help="euler, heun or unipc")
     how.add_argument("--shift", metavar="A", help="> 1 spends more steps on noise; or: resolution")
@@ -122,9 +128,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     from t2i.sampling.image_folder import ImageFolder, plan_images
 
     guidance, sampling = config.guidance.build(), config.sampling
-    prompts = read_prompts(args.prompt, args.prompts) or builtin_prompts(
-        sampling.num_builtin_prompts
-    )
+    prompts = read_prompts(args.prompt, args.prompts)
+    if args.classes is not None:
+        if prompts:
+            raise ValueError("--classes takes the place of prompts: give one of the two")
+        prompts = read_classes(args.classes)
+    prompts = prompts or builtin_prompts(sampling.num_builtin_prompts)
     jobs = plan_images(prompts, sampling.images_per_prompt, sampling.seed, settings_of(config))
     folder = ImageFolder(args.folder or Path(sampling.output) / guidance.name)
     missing = len(folder.missing(jobs))
@@ -137,7 +146,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     own = folder.missing(jobs[rank::world_size])
     if own:
-        make_images(load_pipeline(config), own, folder, config)
+        pipeline = load_pipeline(config, is_class_model=args.classes is not None)
+        make_images(pipeline, own, folder, config)
     if not folder.missing(jobs):
         LOG.info("contact sheet: %s", folder.write_contact_sheet(jobs))
     return 0
@@ -196,6 +206,14 @@ def read_size(text: str) -> tuple[int, int]:
     if len(parts) > 2 or not all(part.isdecimal() for part in parts):
         raise ValueError(f"--size {text}: expected pixels such as 512, or height x width: 512x768")
     return int(parts[0]), int(parts[-1])
+
+
+def read_classes(text: str) -> list[str]:
+    """ "207,360" -> the classes as they stand in metadata, in place of prompts."""
+    classes = text.split(",")
+    if not all(part.isascii() and part.isdecimal() for part in classes):
+        raise ValueError(f"--classes {text}: expected numbers of classes such as 207,360")
+    return [str(int(part)) for part in classes]
 
 
 def read_prompts(prompts: Sequence[str], path: Path | None) -> list[str]:
@@ -265,27 +283,38 @@ def settings_of(config: Config) -> dict[str, str]:
     return settings
 
 
-def load_pipeline(config: Config) -> TextToImagePipeline:
-    """The pipeline folder, or a transformer's folder with the encoders of the config."""
+def load_pipeline(
+    config: Config, is_class_model: bool
+) -> TextToImagePipeline | ClassToImagePipeline:
+    """The pipeline folder, or a model's folder with the encoders of the config."""
     import torch
 
+    from t2i.class_pipeline import ClassToImagePipeline
     from t2i.encoders.vae import DTYPES
-    from t2i.pipeline import INDEX_NAME, TextToImagePipeline, load_components
+    from t2i.pipeline import INDEX_NAME, TextToImagePipeline, load_components, transformer_folder
 
     sampling = config.sampling
     device = torch.device(sampling.device)
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     checkpoint, dtype = Path(sampling.checkpoint), DTYPES[sampling.dtype]
+    if is_class_model:
+        folder = transformer_folder(checkpoint)
+        return ClassToImagePipeline.from_pretrained(folder, config.vae, device, dtype, sampling.aux)
     if (checkpoint / INDEX_NAME).is_file():
         return TextToImagePipeline.from_pretrained(checkpoint, device, dtype, sampling.aux)
     return load_components(checkpoint, config.vae, config.text, device, dtype, sampling.aux)
 
 
 def make_images(
-    pipeline: TextToImagePipeline, jobs: Sequence[ImageJob], folder: ImageFolder, config: Config
+    pipeline: TextToImagePipeline | ClassToImagePipeline,
+    jobs: Sequence[ImageJob],
+    folder: ImageFolder,
+    config: Config,
 ) -> None:
     """Sample the images batch by batch and write each as soon as it is there."""
+    from t2i.pipeline import TextToImagePipeline
+
     sampling, guidance = config.sampling, config.guidance.build()
     height, width = sampling.size or (None, None)
     batches = [
@@ -298,21 +327,28 @@ def make_images(
             bar.update()
             return {}
 
+        settings: dict[str, Any] = {
+            "num_inference_steps": sampling.steps,
+            "guidance": guidance,
+            "height": height,
+            "width": width,
+            "callback_on_step_end": on_step_end,
+            "solver": sampling.solver,
+            "shift": sampling.shift,
+            "routing_draw": sampling.routing_draw,
+        }
         done = 0
         for batch in batches:
-            output = pipeline(
-                [job.prompt for job in batch],
-                num_inference_steps=sampling.steps,
-                guidance=guidance,
-                seeds=[job.seed for job in batch],
-                height=height,
-                width=width,
-                callback_on_step_end=on_step_end,
-                solver=sampling.solver,
-                shift=sampling.shift,
-                routing_draw=sampling.routing_draw,
-                random_prompts=sampling.random_prompts,
-            )
+            seeds = [job.seed for job in batch]
+            if isinstance(pipeline, TextToImagePipeline):
+                output = pipeline(
+                    [job.prompt for job in batch],
+                    seeds=seeds,
+                    random_prompts=sampling.random_prompts,
+                    **settings,
+                )
+            else:
+                output = pipeline([int(job.prompt) for job in batch], seeds=seeds, **settings)
             for job, image in zip(batch, output.images, strict=True):
                 folder.write(job, image)
             done += len(batch)

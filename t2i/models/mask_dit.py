@@ -9,6 +9,7 @@ K visible tokens, D width, E decoder width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from t2i.models.mask_dit_config import MaskDiTConfig
-from t2i.models.routing import gather_tokens, scatter_tokens
+from t2i.models.routing import blocks_left, gather_tokens, scatter_tokens
 from t2i.models.sit import Hidden
 from t2i.models.sit_layers import (
     EMBEDDING_STD,
@@ -64,6 +65,8 @@ class MaskDiT(nn.Module):
         timestep_B: Tensor,
         labels_B: Tensor,
         keep_ids_BK: Tensor | None = None,
+        keep_mask_BK: Tensor | None = None,
+        skip_blocks: Sequence[int] = (),
     ) -> Tensor:
         """The velocity at (latents, t) for a class.
 
@@ -72,6 +75,9 @@ class MaskDiT(nn.Module):
             timestep_B: (B,) float32 in [0, 1], 0 = noise, 1 = data.
             labels_B: (B,) int64 in [0, num_classes]; num_classes is the null class.
             keep_ids_BK: (B, K) int64 ascending tokens that the encoder sees; None = all.
+            keep_mask_BK: (B, K) bool, False = a place that only fills up the row of a sample that
+                sees fewer than K tokens (`routing.draw_keep`); None = all are visible.
+            skip_blocks: encoder blocks that are left out for the whole batch (S2 guidance).
 
         Returns:
             v = data - noise for every token, the shape and dtype of `latents_BCHW`.
@@ -80,20 +86,28 @@ class MaskDiT(nn.Module):
             ValueError: sizes that do not divide.
         """
         hidden = self.embed(latents_BCHW, timestep_B)
-        hidden = self.before_route(hidden, labels_B)
-        return self.from_route(hidden, labels_B, keep_ids_BK).to(latents_BCHW.dtype)
+        hidden = self.before_route(hidden, labels_B, skip_blocks)
+        velocity = self.from_route(hidden, labels_B, keep_ids_BK, keep_mask_BK, skip_blocks)
+        return velocity.to(latents_BCHW.dtype)
 
     def embed(self, latents_BCHW: Tensor, timestep_B: Tensor) -> Hidden:
         """Patches to tokens with positions, time to its embedding."""
         grid = self.patch.grid(latents_BCHW)
         return Hidden(self.patch(latents_BCHW), self.time(timestep_B), grid)
 
-    def before_route(self, hidden: Hidden, labels_B: Tensor) -> Hidden:
+    def before_route(
+        self, hidden: Hidden, labels_B: Tensor, skip_blocks: Sequence[int] = ()
+    ) -> Hidden:
         """Nothing: tokens are dropped before the first block. Here for guidance plans, as in SiT."""
         return hidden
 
     def from_route(
-        self, hidden: Hidden, labels_B: Tensor, keep_ids_BK: Tensor | None = None
+        self,
+        hidden: Hidden,
+        labels_B: Tensor,
+        keep_ids_BK: Tensor | None = None,
+        keep_mask_BK: Tensor | None = None,
+        skip_blocks: Sequence[int] = (),
     ) -> Tensor:
         """Encoder, decoder and head; arguments as in `forward`."""
         condition_BD = F.silu(hidden.time_BD + self.label(labels_B))
@@ -101,21 +115,18 @@ class MaskDiT(nn.Module):
         visible_BKD = hidden.tokens_BTD
         if keep_ids_BK is not None:
             visible_BKD = gather_tokens(visible_BKD, keep_ids_BK)
-        visible_BKD = run_blocks(self.blocks, visible_BKD, condition_BD, recompute)
+        blocks = [self.blocks[i] for i in blocks_left(0, self.config.num_layers, skip_blocks)]
+        visible_BKD = run_blocks(blocks, visible_BKD, condition_BD, recompute, keep_mask_BK)
         tokens_BTE = self.bridge(visible_BKD, condition_BD)
         if keep_ids_BK is not None:
-            tokens_BTE = self._fill_with_masks(tokens_BTE, keep_ids_BK, hidden.tokens_BTD.shape[1])
+            masks_E = self.mask_embedding.to(tokens_BTE.dtype)
+            masks_BTE = masks_E.expand(*hidden.tokens_BTD.shape[:2], -1)
+            tokens_BTE = scatter_tokens(masks_BTE, tokens_BTE, keep_ids_BK, keep_mask_BK)
         positions_TE = sincos_positions(*hidden.grid, self.config.decoder_width, tokens_BTE.device)
         tokens_BTE = tokens_BTE + positions_TE.to(tokens_BTE.dtype)
         tokens_BTE = run_blocks(self.decoder, tokens_BTE, condition_BD, recompute)
         patches_BTP = self.head(tokens_BTE, condition_BD)
         return unpatchify(patches_BTP, hidden.grid, self.config.patch_size)
-
-    def _fill_with_masks(self, visible_BKE: Tensor, keep_ids_BK: Tensor, num_tokens: int) -> Tensor:
-        """(B, T, E): visible tokens in their places, the mask embedding everywhere else."""
-        masks_E = self.mask_embedding.to(visible_BKE.dtype)
-        masks_BTE = masks_E.expand(len(visible_BKE), num_tokens, -1)
-        return scatter_tokens(masks_BTE, visible_BKE, keep_ids_BK)
 
 
 def load_mask_dit(

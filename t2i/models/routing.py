@@ -6,6 +6,7 @@ Shape suffixes: B samples, T tokens, K kept tokens, D width.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -115,11 +116,29 @@ def gather_tokens(tokens_BTD: Tensor, keep_ids_BK: Tensor) -> Tensor:
     )
 
 
-def scatter_tokens(tokens_BTD: Tensor, kept_BKD: Tensor, keep_ids_BK: Tensor) -> Tensor:
-    """`tokens_BTD` with the kept tokens put back in their places; the others are unchanged."""
+def scatter_tokens(
+    tokens_BTD: Tensor, kept_BKD: Tensor, keep_ids_BK: Tensor, keep_mask_BK: Tensor | None = None
+) -> Tensor:
+    """`tokens_BTD` with the kept tokens put back in their places; the others are unchanged.
+
+    Places where `keep_mask_BK` (bool, None = all kept) is False do not count as kept.
+    """
+    if keep_mask_BK is not None:
+        before_BKD = gather_tokens(tokens_BTD, keep_ids_BK)
+        kept_BKD = kept_BKD.where(keep_mask_BK.unsqueeze(-1), before_BKD)
     flat_ids = _flat_ids(tokens_BTD, keep_ids_BK)
     merged = tokens_BTD.flatten(0, 1).index_copy(0, flat_ids, kept_BKD.flatten(0, 1))
     return merged.view_as(tokens_BTD)
+
+
+def of_route(draw: Tensor | None, number: int) -> Tensor | None:
+    """The (B, K) draw of a route, from one for all routes or (routes, B, K), one for each."""
+    return draw if draw is None or draw.ndim == 2 else draw[number]
+
+
+def blocks_left(start: int, stop: int, skip_blocks: Sequence[int]) -> list[int]:
+    """The blocks start..stop-1, in order, without those that are skipped."""
+    return [i for i in range(start, stop) if i not in skip_blocks]
 
 
 def _flat_ids(tokens_BTD: Tensor, keep_ids_BK: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ K kept tokens, D width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from t2i.models.routing import gather_tokens, scatter_tokens
+from t2i.models.routing import blocks_left, gather_tokens, of_route, scatter_tokens
 from t2i.models.sit_config import SiTConfig
 from t2i.models.sit_layers import (
     Block,
@@ -38,6 +39,10 @@ class Hidden:
     tokens_BTD: Tensor
     time_BD: Tensor
     grid: tuple[int, int]
+
+    def select(self, ids: Tensor) -> Hidden:
+        """The samples `ids` (int64, may repeat), in that order."""
+        return replace(self, tokens_BTD=self.tokens_BTD[ids], time_BD=self.time_BD[ids])
 
 
 class SiT(nn.Module):
@@ -66,6 +71,8 @@ class SiT(nn.Module):
         timestep_B: Tensor,
         labels_B: Tensor,
         keep_ids_BK: Tensor | None = None,
+        keep_mask_BK: Tensor | None = None,
+        skip_blocks: Sequence[int] = (),
     ) -> Tensor:
         """The prediction at (latents, t) for a class.
 
@@ -76,6 +83,9 @@ class SiT(nn.Module):
             labels_B: (B,) int64 in [0, num_classes]; num_classes is the null class.
             keep_ids_BK: (B, K) int64 ascending tokens that run the routed blocks, the same in
                 every route, or (routes, B, K) for a draw per route; None = dense.
+            keep_mask_BK: bool of the same shape, False = a place that only fills up the row of a
+                sample that keeps fewer than K tokens (`routing.draw_keep`); None = all kept.
+            skip_blocks: blocks that are left out for the whole batch (S2 guidance).
 
         Returns:
             In the dtype of `latents_BCHW`. Velocity models: v = data - noise, (B, C, H, W).
@@ -86,21 +96,29 @@ class SiT(nn.Module):
             ValueError: sizes that do not divide, or kept tokens for a model without routes.
         """
         hidden = self.embed(latents_BCHW, timestep_B)
-        hidden = self.before_route(hidden, labels_B)
-        return self.from_route(hidden, labels_B, keep_ids_BK).to(latents_BCHW.dtype)
+        hidden = self.before_route(hidden, labels_B, skip_blocks)
+        prediction = self.from_route(hidden, labels_B, keep_ids_BK, keep_mask_BK, skip_blocks)
+        return prediction.to(latents_BCHW.dtype)
 
     def embed(self, latents_BCHW: Tensor, timestep_B: Tensor) -> Hidden:
         """Patches to tokens with positions, time to its embedding."""
         grid = self.patch.grid(latents_BCHW)
         return Hidden(self.patch(latents_BCHW), self.time(timestep_B), grid)
 
-    def before_route(self, hidden: Hidden, labels_B: Tensor) -> Hidden:
+    def before_route(
+        self, hidden: Hidden, labels_B: Tensor, skip_blocks: Sequence[int] = ()
+    ) -> Hidden:
         """The blocks before the first route (all of them when there is none)."""
         condition_BD = self._condition(hidden, labels_B)
-        return self._run(hidden, condition_BD, 0, self._first_routed)
+        return self._run(hidden, condition_BD, blocks_left(0, self._first_routed, skip_blocks))
 
     def from_route(
-        self, hidden: Hidden, labels_B: Tensor, keep_ids_BK: Tensor | None = None
+        self,
+        hidden: Hidden,
+        labels_B: Tensor,
+        keep_ids_BK: Tensor | None = None,
+        keep_mask_BK: Tensor | None = None,
+        skip_blocks: Sequence[int] = (),
     ) -> Tensor:
         """The routed blocks, those after, and the head; arguments as in `forward`."""
         routes = self.config.resolved_routes
@@ -109,14 +127,17 @@ class SiT(nn.Module):
         condition_BD = self._condition(hidden, labels_B)
         done = self._first_routed
         for number, (first, last) in enumerate(routes):
-            hidden = self._run(hidden, condition_BD, done, first)
-            if keep_ids_BK is None:
-                hidden = self._run(hidden, condition_BD, first, last + 1)
+            hidden = self._run(hidden, condition_BD, blocks_left(done, first, skip_blocks))
+            routed = blocks_left(first, last + 1, skip_blocks)
+            keep_ids = of_route(keep_ids_BK, number)
+            if keep_ids is None:
+                hidden = self._run(hidden, condition_BD, routed)
             else:
-                keep_ids = keep_ids_BK if keep_ids_BK.ndim == 2 else keep_ids_BK[number]
-                hidden = self._run_routed(hidden, condition_BD, first, last + 1, keep_ids)
+                keep_mask = of_route(keep_mask_BK, number)
+                hidden = self._run_routed(hidden, condition_BD, routed, keep_ids, keep_mask)
             done = last + 1
-        hidden = self._run(hidden, condition_BD, done, self.config.num_layers)
+        last_blocks = blocks_left(done, self.config.num_layers, skip_blocks)
+        hidden = self._run(hidden, condition_BD, last_blocks)
         patches_BTP = self.head(hidden.tokens_BTD, condition_BD)
         prediction = unpatchify(patches_BTP, hidden.grid, self.config.patch_size)
         is_velocity = self.config.prediction == "velocity"
@@ -132,21 +153,33 @@ class SiT(nn.Module):
         return F.silu(hidden.time_BD + self.label(labels_B))
 
     def _run_routed(
-        self, hidden: Hidden, condition_BD: Tensor, start: int, stop: int, keep_ids_BK: Tensor
+        self,
+        hidden: Hidden,
+        condition_BD: Tensor,
+        blocks: Sequence[int],
+        keep_ids_BK: Tensor,
+        keep_mask_BK: Tensor | None,
     ) -> Hidden:
-        """Blocks start..stop-1 on the kept tokens; the others stand aside."""
+        """Blocks on the kept tokens; the others stand aside."""
         kept = replace(hidden, tokens_BTD=gather_tokens(hidden.tokens_BTD, keep_ids_BK))
-        kept = self._run(kept, condition_BD, start, stop)
-        merged_BTD = scatter_tokens(hidden.tokens_BTD, kept.tokens_BTD, keep_ids_BK)
+        kept = self._run(kept, condition_BD, blocks, keep_mask_BK)
+        merged_BTD = scatter_tokens(hidden.tokens_BTD, kept.tokens_BTD, keep_ids_BK, keep_mask_BK)
         return replace(hidden, tokens_BTD=merged_BTD)
 
-    def _run(self, hidden: Hidden, condition_BD: Tensor, start: int, stop: int) -> Hidden:
-        """Blocks start..stop-1."""
+    def _run(
+        self,
+        hidden: Hidden,
+        condition_BD: Tensor,
+        blocks: Sequence[int],
+        token_mask_BT: Tensor | None = None,
+    ) -> Hidden:
+        """Some blocks, in order; nobody attends to tokens whose mask is False."""
         tokens_BTD = run_blocks(
-            self.blocks[start:stop],
+            [self.blocks[i] for i in blocks],
             hidden.tokens_BTD,
             condition_BD,
             self.config.gradient_checkpointing,
+            token_mask_BT,
         )
         return replace(hidden, tokens_BTD=tokens_BTD)
 

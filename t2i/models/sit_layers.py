@@ -126,11 +126,11 @@ class SelfAttention(nn.Module):
         self.qkv = Linear(width, 3 * width)
         self.out = Linear(width, width)
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        """Attend among the tokens of `x_BTD`."""
+    def forward(self, x_BTD: Tensor, mask_B11T: Tensor | None = None) -> Tensor:
+        """Attend among the tokens of `x_BTD`, those whose mask is False left out."""
         qkv_BT3HC = self.qkv(x_BTD).unflatten(-1, (3, self.num_heads, -1))
         query_BHTC, key_BHTC, value_BHTC = qkv_BT3HC.transpose(1, 3).unbind(2)
-        mixed_BHTC = attend(query_BHTC, key_BHTC, value_BHTC, None)
+        mixed_BHTC = attend(query_BHTC, key_BHTC, value_BHTC, mask_B11T)
         return self.out(mixed_BHTC.transpose(1, 2).flatten(2))
 
 
@@ -156,11 +156,13 @@ class Block(nn.Module):
         self.attention = SelfAttention(width, num_heads)
         self.mlp = MLP(width)
 
-    def forward(self, x_BTD: Tensor, condition_BE: Tensor) -> Tensor:
+    def forward(
+        self, x_BTD: Tensor, condition_BE: Tensor, mask_B11T: Tensor | None = None
+    ) -> Tensor:
         """(B, T, D) to (B, T, D); the condition has been through its SiLU."""
         shifts = self.modulation(condition_BE).unsqueeze(1).chunk(6, dim=-1)
         shift1, scale1, gate1, shift2, scale2, gate2 = shifts
-        attended = self.attention(modulate(layer_norm(x_BTD), shift1, scale1))
+        attended = self.attention(modulate(layer_norm(x_BTD), shift1, scale1), mask_B11T)
         x_BTD = torch.addcmul(x_BTD, gate1, attended)
         fed = self.mlp(modulate(layer_norm(x_BTD), shift2, scale2))
         return torch.addcmul(x_BTD, gate2, fed)
@@ -183,15 +185,20 @@ class Head(nn.Module):
 
 
 def run_blocks(
-    blocks: Iterable[nn.Module], x_BTD: Tensor, condition_BE: Tensor, gradient_checkpointing: bool
+    blocks: Iterable[nn.Module],
+    x_BTD: Tensor,
+    condition_BE: Tensor,
+    gradient_checkpointing: bool,
+    token_mask_BT: Tensor | None = None,
 ) -> Tensor:
-    """Some blocks, one after the other."""
+    """Some blocks, one after the other; nobody attends to tokens whose mask is False."""
+    mask_B11T = None if token_mask_BT is None else token_mask_BT[:, None, None, :]
     for block in blocks:
         if gradient_checkpointing and torch.is_grad_enabled():
             # nothing inside draws random numbers, so there is no state to save
             x_BTD = checkpoint(
-                block, x_BTD, condition_BE, use_reentrant=False, preserve_rng_state=False
+                block, x_BTD, condition_BE, mask_B11T, use_reentrant=False, preserve_rng_state=False
             )
         else:
-            x_BTD = block(x_BTD, condition_BE)
+            x_BTD = block(x_BTD, condition_BE, mask_B11T)
     return x_BTD

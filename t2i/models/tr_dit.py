@@ -31,7 +31,7 @@ from t2i.models.layers import (
     rms_norm,
 )
 from t2i.models.rope import Rotation, axial_rotation, text_rotation
-from t2i.models.routing import gather_tokens, scatter_tokens
+from t2i.models.routing import blocks_left, gather_tokens, of_route, scatter_tokens
 from t2i.models.storage import load_model
 from t2i.models.tr_dit_config import TRDiTConfig
 
@@ -84,6 +84,10 @@ class Hidden:
     time_BD: Tensor
     rotation: Rotation
     grid: tuple[int, int]
+
+    def select(self, ids: Tensor) -> Hidden:
+        """The samples `ids` (int64, may repeat), in that order; before any token is dropped."""
+        return replace(self, tokens_BTD=self.tokens_BTD[ids], time_BD=self.time_BD[ids])
 
 
 class Block(nn.Module):
@@ -271,7 +275,7 @@ class TRDiT(nn.Module):
         self, hidden: Hidden, text: TextContext, skip_blocks: Sequence[int] = ()
     ) -> Hidden:
         """The blocks before the first route (all of them when there is none)."""
-        return self._run(hidden, text, self._blocks(0, self._first_routed, skip_blocks))
+        return self._run(hidden, text, blocks_left(0, self._first_routed, skip_blocks))
 
     def from_route(
         self,
@@ -287,16 +291,16 @@ class TRDiT(nn.Module):
             raise ValueError("this model has no routes, so gamma must be 0 (config key: routes)")
         done = self._first_routed
         for number, (first, last) in enumerate(routes):
-            hidden = self._run(hidden, text, self._blocks(done, first, skip_blocks))
-            routed = self._blocks(first, last + 1, skip_blocks)
-            if keep_ids_BK is None:
+            hidden = self._run(hidden, text, blocks_left(done, first, skip_blocks))
+            routed = blocks_left(first, last + 1, skip_blocks)
+            keep_ids = of_route(keep_ids_BK, number)
+            if keep_ids is None:
                 hidden = self._run(hidden, text, routed)
             else:
-                keep_ids = _of_route(keep_ids_BK, number)
-                keep_mask = None if keep_mask_BK is None else _of_route(keep_mask_BK, number)
+                keep_mask = of_route(keep_mask_BK, number)
                 hidden = self._run_routed(hidden, text, routed, keep_ids, keep_mask)
             done = last + 1
-        hidden = self._run(hidden, text, self._blocks(done, self.config.num_layers, skip_blocks))
+        hidden = self._run(hidden, text, blocks_left(done, self.config.num_layers, skip_blocks))
         patches_BTP = self.head(hidden.tokens_BTD, hidden.time_BD)
         grid_BPhw = patches_BTP.transpose(1, 2).unflatten(-1, hidden.grid)
         return F.pixel_shuffle(grid_BPhw, self.config.patch_size)
@@ -305,10 +309,6 @@ class TRDiT(nn.Module):
     def _first_routed(self) -> int:
         routes = self.config.resolved_routes
         return routes[0][0] if routes else self.config.num_layers
-
-    @staticmethod
-    def _blocks(start: int, stop: int, skip_blocks: Sequence[int]) -> list[int]:
-        return [i for i in range(start, stop) if i not in skip_blocks]
 
     def _run_routed(
         self,
@@ -324,11 +324,9 @@ class TRDiT(nn.Module):
             tokens_BTD=gather_tokens(hidden.tokens_BTD, keep_ids_BK),
             rotation=hidden.rotation.rows(keep_ids_BK),
         )
-        ran = self._run(kept, text, blocks, keep_mask_BK)
-        ran_BKD = ran.tokens_BTD
-        if keep_mask_BK is not None:
-            ran_BKD = ran_BKD.where(keep_mask_BK.unsqueeze(-1), kept.tokens_BTD)
-        return replace(hidden, tokens_BTD=scatter_tokens(hidden.tokens_BTD, ran_BKD, keep_ids_BK))
+        kept = self._run(kept, text, blocks, keep_mask_BK)
+        merged_BTD = scatter_tokens(hidden.tokens_BTD, kept.tokens_BTD, keep_ids_BK, keep_mask_BK)
+        return replace(hidden, tokens_BTD=merged_BTD)
 
     def _run(
         self,
@@ -357,11 +355,6 @@ class TRDiT(nn.Module):
             else:
                 x_BTD = self.blocks[i](*inputs)
         return replace(hidden, tokens_BTD=x_BTD)
-
-
-def _of_route(draw: Tensor, number: int) -> Tensor:
-    """The (B, K) draw of a route, from one for all routes or one for each."""
-    return draw if draw.ndim == 2 else draw[number]
 
 
 def load_transformer(

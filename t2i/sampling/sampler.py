@@ -1,9 +1,10 @@
 """Guided sampling of latents: runs what a guidance method asks for, and nothing twice.
 
-For a batch of images, text keys and values are computed once per condition and reused at every
-step by every branch. At a step, equal branches are merged and those of weight zero left out
-(`t2i.guidance.branches.plan`); the layers before the route run once per condition; branches that
-keep equally many tokens run as one batch.
+A condition is text (TR-DiT) or class labels (SiT, DiT, MaskDiT). For a batch of images, text keys
+and values are computed once per condition and reused at every step by every branch. At a step,
+equal branches are merged and those of weight zero left out (`t2i.guidance.branches.plan`); the
+layers before the route run once per condition; branches that keep equally many tokens run as one
+batch.
 
 All draws of an image come from its own seed: it never depends on the batch around it.
 
@@ -13,8 +14,9 @@ Shape suffixes: B images, C latent channels, H x W latents, K kept tokens, T tok
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,8 +24,10 @@ from torch import Tensor
 from t2i import rng
 from t2i.encoders.text import TextStates
 from t2i.guidance.branches import Condition, Evaluation, Guidance, batches, evaluations, plan
+from t2i.models.backbone import Backbone
 from t2i.models.routing import Kept, draw_keep, num_kept
-from t2i.models.tr_dit import Hidden, TextContext, TRDiT, concatenate_text
+from t2i.models.sit import SiT
+from t2i.models.tr_dit import TextContext, TRDiT, concatenate_text
 from t2i.sampling.solvers import OnStep, integrate, step_fraction, time_grid
 
 # The image's seed is the sample id of its draws, so the run's seed in `t2i.rng` is constant.
@@ -38,35 +42,48 @@ class ConditionText:
     rows_B: Tensor
 
 
+# one condition of B images: text, or class labels (B,) int64
+Given = ConditionText | Tensor
+# what a network reads of it at each step
+Context = TextContext | Tensor
+
+
 class GuidedField:
     """The guided velocity as a function of (x_t, t, step): what a solver integrates."""
 
     def __init__(
         self,
-        networks: Mapping[str, TRDiT],
-        texts: Mapping[Condition, ConditionText],
+        networks: Mapping[str, Backbone],
+        conditions: Mapping[Condition, Given],
         guidance: Guidance,
         seeds_B: Tensor,
         num_steps: int,
         bernoulli: bool = False,
     ) -> None:
-        """Prepare the text of every network and condition that the method asks for.
+        """Prepare every condition that the method asks for, for each network.
 
         Args:
             networks: "main", and "aux" for methods that ask for a second network.
-            texts: the conditions that the method asks for, each for the B images.
+            conditions: those that the method asks for, each for the B images.
             guidance: the method.
             seeds_B: (B,) int64, one seed per image.
             num_steps: steps of the solver, for schedules.
             bernoulli: keep each token with probability 1 - gamma, not a fixed number of tokens.
 
         Raises:
-            ValueError: the method asks for an aux network and there is none.
+            ValueError: the method asks for an aux network and there is none; a network that
+                predicts noise (DiT) by itself.
         """
         if guidance.uses("aux") and "aux" not in networks:
             raise ValueError(
                 f"guidance {guidance.name} needs a second, weaker network: --aux CHECKPOINT"
             )
+        for network in networks.values():
+            if isinstance(network, SiT) and network.config.prediction != "velocity":
+                raise ValueError(
+                    f"the network predicts {network.config.prediction}, sampling needs a velocity: "
+                    "wrap it in t2i.models.epsilon.EpsilonToVelocity"
+                )
         self.networks = networks
         self.guidance = guidance
         self.seeds_B = seeds_B
@@ -74,11 +91,11 @@ class GuidedField:
         self.bernoulli = bernoulli
         self.combine = guidance.new_combine() if guidance.new_combine else None
         pairs = dict.fromkeys((branch.network, branch.condition) for branch in guidance.branches)
-        self.prepared: dict[tuple[str, Condition], TextContext] = {
-            (name, condition): prepare(networks[name], texts[condition])
+        self.prepared: dict[tuple[str, Condition], Context] = {
+            (name, condition): prepare(networks[name], conditions[condition])
             for name, condition in pairs
         }
-        self.joined: dict[tuple[str, tuple[Condition, ...]], TextContext] = {}
+        self.joined: dict[tuple[str, tuple[Condition, ...]], Context] = {}
 
     def __call__(self, x_BCHW: Tensor, timestep: float, step: int) -> Tensor:
         """The guided velocity, (B, C, H, W) float32; ``x_BCHW`` float32, ``timestep`` in [0, 1)."""
@@ -126,24 +143,19 @@ class GuidedField:
         x_BCHW: Tensor,
         timestep: float,
         skip_blocks: Sequence[int],
-    ) -> Hidden:
+    ) -> Any:
         """The first layers, once per condition: all rows of the first condition, then the next."""
         network = self.networks[name]
         timestep_B = torch.full((len(x_BCHW),), timestep, device=x_BCHW.device)
-        hidden = network.embed(x_BCHW, timestep_B)
-        repeats = len(conditions)
-        repeated = replace(
-            hidden,
-            tokens_BTD=hidden.tokens_BTD.repeat(repeats, 1, 1),
-            time_BD=hidden.time_BD.repeat(repeats, 1),
-        )
-        return network.before_route(repeated, self._text(name, conditions), skip_blocks)
+        rows = torch.arange(len(x_BCHW), device=x_BCHW.device).repeat(len(conditions))
+        hidden = network.embed(x_BCHW, timestep_B).select(rows)
+        return network.before_route(hidden, self._context(name, conditions), skip_blocks)
 
     def _from_route(
         self,
         name: str,
         conditions: tuple[Condition, ...],
-        hidden: Hidden,
+        hidden: Any,
         batch: tuple[Evaluation, ...],
         num_tokens: int,
         step: int,
@@ -152,17 +164,15 @@ class GuidedField:
         """The remaining layers for branches that keep equally many tokens, one after the other."""
         asked = tuple(evaluation.condition for evaluation in batch)
         if asked != conditions:
-            images = torch.arange(len(self.seeds_B), device=hidden.tokens_BTD.device)
+            images = torch.arange(len(self.seeds_B), device=self.seeds_B.device)
             rows = torch.cat([images + len(images) * conditions.index(one) for one in asked])
-            hidden = replace(
-                hidden, tokens_BTD=hidden.tokens_BTD[rows], time_BD=hidden.time_BD[rows]
-            )
+            hidden = hidden.select(rows)
         keep_ids = keep_mask = None
         if num_kept(num_tokens, batch[0].gamma) < num_tokens:
             kept = self._keep(batch, num_tokens, step)
             keep_ids, keep_mask = kept.ids_BK, kept.mask_BK
         return self.networks[name].from_route(
-            hidden, self._text(name, asked), keep_ids, keep_mask, skip_blocks
+            hidden, self._context(name, asked), keep_ids, keep_mask, skip_blocks
         )
 
     def _keep(self, batch: tuple[Evaluation, ...], num_tokens: int, step: int) -> Kept:
@@ -184,17 +194,27 @@ class GuidedField:
             return draws[0]
         return Kept(torch.cat([draw.ids_BK for draw in draws]))
 
-    def _text(self, name: str, conditions: tuple[Condition, ...]) -> TextContext:
-        """The prepared text of several conditions, one after the other; joined once."""
+    def _context(self, name: str, conditions: tuple[Condition, ...]) -> Context:
+        """Several prepared conditions, one after the other; joined once."""
         key = name, conditions
         if key not in self.joined:
-            self.joined[key] = concatenate_text([self.prepared[name, one] for one in conditions])
+            self.joined[key] = join([self.prepared[name, one] for one in conditions])
         return self.joined[key]
 
 
-def prepare(network: TRDiT, text: ConditionText) -> TextContext:
-    """Refined text, keys and values of all blocks: computed per caption, then one row per image."""
-    return network.prepare_text(text.states.states, text.states.mask).select(text.rows_B)
+def prepare(network: Backbone, given: Given) -> Context:
+    """Labels as they are; of text all blocks' keys and values, computed once per caption."""
+    if isinstance(given, Tensor):
+        return given
+    assert isinstance(network, TRDiT)
+    return network.prepare_text(given.states.states, given.states.mask).select(given.rows_B)
+
+
+def join(contexts: Sequence[Context]) -> Context:
+    """One batch out of the contexts of several conditions, all text or all labels."""
+    texts = [context for context in contexts if isinstance(context, TextContext)]
+    labels = [context for context in contexts if isinstance(context, Tensor)]
+    return concatenate_text(texts) if texts else torch.cat(labels)
 
 
 def draw_skipped(num_blocks: int, drop_blocks: float, step: int) -> tuple[int, ...]:
@@ -225,8 +245,8 @@ def weighted_sum(
 
 @torch.inference_mode()
 def sample_latents(
-    networks: Mapping[str, TRDiT],
-    texts: Mapping[Condition, ConditionText],
+    networks: Mapping[str, Backbone],
+    conditions: Mapping[Condition, Given],
     guidance: Guidance,
     seeds: Sequence[int],
     latent_shape: tuple[int, int, int],
@@ -240,7 +260,7 @@ def sample_latents(
 
     Args:
         networks: "main" and, for methods that ask for it, "aux"; all on one device.
-        texts: the conditions that the method asks for, each for the B images.
+        conditions: those that the method asks for, each for the B images: text, or class labels.
         guidance: the method, see `t2i.guidance.methods.make_guidance`.
         seeds: B integers in [0, 2**63); all draws of an image come from its own.
         latent_shape: C, H, W.
@@ -252,10 +272,11 @@ def sample_latents(
         (B, C, H, W) float32 normalised latents.
 
     Raises:
-        ValueError: unknown solver, a missing aux network, gamma > 0 for a model without routes.
+        ValueError: unknown solver, a missing aux network, a network that predicts noise (DiT) by
+            itself, gamma > 0 for a model without routes.
     """
     device = next(networks["main"].parameters()).device
     seeds_B = torch.tensor(seeds, dtype=torch.int64, device=device)
-    field = GuidedField(networks, texts, guidance, seeds_B, num_steps, bernoulli)
+    field = GuidedField(networks, conditions, guidance, seeds_B, num_steps, bernoulli)
     noise = rng.normal(RUN_SEED, "sampling noise", 0, seeds_B, latent_shape, device)
     return integrate(field, noise, time_grid(num_steps, shift), solver, on_step)

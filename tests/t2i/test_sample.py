@@ -14,6 +14,9 @@ from PIL import Image
 
 from t2i.config import load_config
 from t2i.console import run_command
+from t2i.models.sit import SiT
+from t2i.models.sit_config import SiTConfig
+from t2i.models.storage import save_transformer
 from t2i.pipeline import checkpoint_hash
 from t2i.sample import Config as SampleConfig
 from t2i.sample import build_parser, builtin_prompts, main, merge_flags, read_prompts
@@ -156,6 +159,20 @@ def test_another_guidance_does_not_inherit_the_configs_settings(config_file: Pat
     assert described("--interval", "0.1,0.7").endswith("interval=0.1,0.7")
 
 
+def test_classes_take_the_place_of_prompts(run: Run, tmp_path: Path, pipeline_folder: Path) -> None:
+    config = SiTConfig(num_layers=3, width=32, num_heads=2, num_classes=5, routes=((1, 1),))
+    save_transformer(SiT(config), tmp_path / "sit")
+    vae = f"t2i.encoders.vae.path={pipeline_folder / 'vae'}"
+    flags = ("--checkpoint", str(tmp_path / "sit"), "--images-per-prompt", "2", "--set", vae)
+    assert run("--classes", "3,1", *flags) == 0
+    infos = []
+    for path in pictures(tmp_path / "samples" / "sg"):
+        with Image.open(path) as image:
+            infos.append((image.info["prompt"], image.info["seed"]))
+    assert infos == [("3", "0"), ("3", "1"), ("1", "2"), ("1", "3")]
+    assert run("--classes", "5", *flags) == 2
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -172,6 +189,9 @@ def test_another_guidance_does_not_inherit_the_configs_settings(config_file: Pat
         (["--shift", "0"], "--shift"),
         (["--guidance", "ag"], "guidance ag needs a second, weaker network: --aux"),
         (["--checkpoint", "nowhere"], "nowhere: neither a pipeline folder"),
+        (["--classes", "1,dog"], "--classes 1,dog: expected numbers of classes such as 207,360"),
+        (["--classes", "1", "--prompt", "a dog"], "--classes takes the place of prompts"),
+        (["--classes", "1"], "holds a TRDiT, not a SiT"),
     ],
 )
 def test_bad_flags_are_one_line(

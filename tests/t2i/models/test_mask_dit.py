@@ -3,13 +3,15 @@
 Expected values are composed by hand from the public parts: SiT of equal weights, blocks, positions.
 """
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from t2i.models.mask_dit import MaskDiT, load_mask_dit
 from t2i.models.mask_dit_config import MaskDiTConfig
-from t2i.models.routing import draw_keep_ids
+from t2i.models.routing import draw_keep, draw_keep_ids
 from t2i.models.sit_layers import sincos_positions
 from t2i.models.storage import save_transformer
 
@@ -110,6 +112,31 @@ def test_the_encoder_runs_only_the_visible_tokens_and_the_decoder_all(model, inp
     for hook in hooks:
         hook.remove()
     assert seen == [12, 12, 12, 24, 24]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("bernoulli", [False, True])
+def test_samples_that_keep_different_numbers_of_tokens_share_a_batch(model, inputs, bernoulli):
+    gammas = torch.tensor([0.0, 0.5, 0.9])
+    kept = draw_keep(0, "mask", 0, torch.arange(BATCH), TOKENS, gammas, bernoulli)
+    together = model(*inputs, kept.ids_BK, kept.mask_BK)
+    for row in range(BATCH):
+        one = slice(row, row + 1)
+        own_ids = kept.ids_BK[row][kept.mask_BK[row]].unsqueeze(0)
+        alone = model(*(value[one] for value in inputs), own_ids)
+        torch.testing.assert_close(together[one], alone, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_skipped_block_is_one_that_adds_nothing(model, inputs, keep_ids):
+    without = copy.deepcopy(model)
+    for i in (0, 2):
+        without.blocks[i].modulation.weight.zero_()  # closes both gates
+        without.blocks[i].modulation.bias.zero_()
+    for ids in (None, keep_ids):
+        skipped = model(*inputs, ids, skip_blocks=(2, 0))
+        assert torch.equal(skipped, without(*inputs, ids))
+        assert not torch.equal(skipped, model(*inputs, ids))
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ Parity is with a plain forward pass written here from the public state dict's na
 converter reads: so names, orders of channels and positions are held too.
 """
 
+import copy
 import math
 from dataclasses import replace
 
@@ -14,7 +15,7 @@ from diffusers.models.embeddings import get_2d_sincos_pos_embed
 from torch import Tensor
 
 from t2i.models.convert import convert_state_dict, public_shapes
-from t2i.models.routing import draw_keep_ids, gather_tokens
+from t2i.models.routing import draw_keep, draw_keep_ids, gather_tokens
 from t2i.models.sit import SiT, load_sit
 from t2i.models.sit_config import SiTConfig
 from t2i.models.sit_layers import sincos_positions
@@ -160,7 +161,7 @@ def test_the_route_includes_both_of_its_ends(model, inputs, keep_ids):
 def test_a_routed_block_equals_the_dense_block_on_the_gathered_tokens(model, inputs, keep_ids):
     hidden = model.embed(*inputs[:2])
     condition = model._condition(hidden, inputs[2])
-    routed = model._run_routed(hidden, condition, 1, 2, keep_ids).tokens_BTD
+    routed = model._run_routed(hidden, condition, [1], keep_ids, None).tokens_BTD
     for sample, ids in enumerate(keep_ids):
         one = slice(sample, sample + 1)
         alone = model.blocks[1](hidden.tokens_BTD[one, ids], condition[one])
@@ -172,12 +173,37 @@ def test_tokens_that_step_aside_come_back_unchanged_and_are_not_seen(model, inpu
     hidden = model.embed(*inputs[:2])
     condition = model._condition(hidden, inputs[2])
     aside = torch.ones(BATCH, TOKENS, dtype=torch.bool).scatter(1, keep_ids, False)
-    routed = model._run_routed(hidden, condition, 1, 4, keep_ids).tokens_BTD
+    routed = model._run_routed(hidden, condition, range(1, 4), keep_ids, None).tokens_BTD
     assert torch.equal(routed[aside], hidden.tokens_BTD[aside])
     assert (routed[~aside] != hidden.tokens_BTD[~aside]).any(dim=-1).all()
     changed = replace(hidden, tokens_BTD=hidden.tokens_BTD.masked_fill(aside.unsqueeze(-1), 5.0))
-    again = model._run_routed(changed, condition, 1, 4, keep_ids).tokens_BTD
+    again = model._run_routed(changed, condition, range(1, 4), keep_ids, None).tokens_BTD
     assert torch.equal(gather_tokens(again, keep_ids), gather_tokens(routed, keep_ids))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("bernoulli", [False, True])
+def test_samples_that_keep_different_numbers_of_tokens_share_a_batch(model, inputs, bernoulli):
+    gammas = torch.tensor([0.0, 0.5, 0.9])
+    kept = draw_keep(0, "route", 0, torch.arange(BATCH), TOKENS, gammas, bernoulli)
+    together = model(*inputs, kept.ids_BK, kept.mask_BK)
+    for row in range(BATCH):
+        one = slice(row, row + 1)
+        own_ids = kept.ids_BK[row][kept.mask_BK[row]].unsqueeze(0)
+        alone = model(*(value[one] for value in inputs), own_ids)
+        torch.testing.assert_close(together[one], alone, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_skipped_block_is_one_that_adds_nothing(model, inputs, keep_ids):
+    without = copy.deepcopy(model)
+    for i in (0, 2, 4):
+        without.blocks[i].modulation.weight.zero_()  # closes both gates
+        without.blocks[i].modulation.bias.zero_()
+    for ids in (None, keep_ids):
+        skipped = model(*inputs, ids, skip_blocks=(4, 0, 2))
+        assert torch.equal(skipped, without(*inputs, ids))
+        assert not torch.equal(skipped, model(*inputs, ids))
 
 
 @torch.no_grad()

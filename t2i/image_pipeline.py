@@ -1,0 +1,174 @@
+"""What the pipelines have in common: from conditions and seeds to images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from t2i import flow
+from t2i.encoders.vae import VAE
+from t2i.guidance.branches import Condition, Guidance
+from t2i.guidance.methods import make_guidance
+from t2i.guidance.schedules import Schedule
+from t2i.models.backbone import Backbone
+from t2i.sampling.sampler import Given, sample_latents
+from t2i.sampling.sampling_config import RoutingDraw
+
+if TYPE_CHECKING:
+    import numpy
+    from PIL.Image import Image
+
+# pipeline, step, t, {"latents": x_t} -> a mapping whose "latents", if any, replace x_t
+StepCallback = Callable[[Any, int, float, dict[str, Tensor]], Mapping[str, Any]]
+OutputType = Literal["pil", "np", "pt", "latent"]
+
+
+@dataclass(frozen=True)
+class PipelineOutput:
+    """Images in the order of prompts or labels (all images of one together), and their seeds."""
+
+    images: list[Image] | numpy.ndarray | Tensor
+    seeds: tuple[int, ...]
+
+
+class ImagePipeline:
+    """A backbone with its frozen VAE.
+
+    Attributes:
+        transformer, vae: the components.
+        aux: a weaker transformer for guidance ag and ag+sg, or None.
+        size: height and width in pixels that the model is made for, or None.
+    """
+
+    def __init__(
+        self,
+        transformer: Backbone,
+        vae: VAE,
+        aux: Backbone | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> None:
+        self.transformer = transformer
+        self.vae = vae
+        self.aux = aux
+        self.size = size
+
+    def sample(
+        self,
+        conditions: Mapping[Condition, Given],
+        guidance: Guidance,
+        seeds: Sequence[int],
+        latent_shape: tuple[int, int, int],
+        num_steps: int,
+        output_type: OutputType,
+        callback: StepCallback | None,
+        solver: str,
+        shift: float | Literal["resolution"],
+        routing_draw: RoutingDraw,
+    ) -> PipelineOutput:
+        """Images of conditions; arguments as in the pipelines' `__call__` and `sample_latents`."""
+
+        def on_step(step: int, timestep: float, x_BCHW: Tensor) -> Tensor:
+            if callback is None:
+                return x_BCHW
+            changed = callback(self, step, timestep, {"latents": x_BCHW})
+            return changed.get("latents", x_BCHW)
+
+        latents = sample_latents(
+            networks={"main": self.transformer} | ({"aux": self.aux} if self.aux else {}),
+            conditions=conditions,
+            guidance=guidance,
+            seeds=seeds,
+            latent_shape=latent_shape,
+            num_steps=num_steps,
+            solver=solver,
+            shift=self.resolution_shift(latent_shape) if shift == "resolution" else shift,
+            on_step=on_step,
+            bernoulli=routing_draw == "bernoulli",
+        )
+        images = latents if output_type == "latent" else self.decode(latents, output_type)
+        return PipelineOutput(images, tuple(seeds))
+
+    def decode(self, latents: Tensor, output_type: OutputType) -> Any:
+        """Normalised latents (B, C, h, w) to images; "pil", "np", "pt" as in `__call__`."""
+        images_B3HW = (self.vae.decode(latents) + 1) / 2
+        if output_type == "pt":
+            return images_B3HW
+        images_BHW3 = images_B3HW.permute(0, 2, 3, 1).cpu()
+        if output_type == "np":
+            return images_BHW3.numpy()
+        from PIL import Image
+
+        pixels_BHW3 = (images_BHW3 * 255).round().to(torch.uint8).numpy()
+        return [Image.fromarray(pixels) for pixels in pixels_BHW3]
+
+    def latent_shape(self, height: int | None, width: int | None) -> tuple[int, int, int]:
+        """C, H, W of the latents of an image.
+
+        Raises:
+            ValueError: no size is known, or a side is not a multiple of VAE factor times patch.
+        """
+        height = height or (self.size[0] if self.size else None)
+        width = width or (self.size[1] if self.size else None)
+        if height is None or width is None:
+            raise ValueError("this model does not say its size: give height and width (--size)")
+        multiple = self.vae.downsample * self.transformer.config.patch_size
+        if height % multiple or width % multiple:
+            raise ValueError(f"size {height}x{width}: both sides must be multiples of {multiple}")
+        return self.vae.num_channels, height // self.vae.downsample, width // self.vae.downsample
+
+    def resolution_shift(self, latent_shape: tuple[int, int, int]) -> float:
+        """The shift of times for another size than the pipeline's own, see `t2i.flow`.
+
+        Raises:
+            ValueError: the pipeline does not say what size it is made for.
+        """
+        if self.size is None:
+            raise ValueError("shift 'resolution' needs a model that says its size; give a number")
+        _, height, width = self.latent_shape(*self.size)
+        return flow.resolution_shift(latent_shape[1] * latent_shape[2], height * width)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the transformer is."""
+        return next(self.transformer.parameters()).device
+
+
+def choose_guidance(
+    guidance: str | Guidance,
+    omega: float | str | Schedule | None,
+    gamma_strong: float | str | Schedule | None,
+    gamma_weak: float | str | Schedule | None,
+) -> Guidance:
+    """A guidance from a name and its settings, or as it was given.
+
+    Raises:
+        ValueError: as in `make_guidance`; settings beside a Guidance.
+    """
+    named = {"omega": omega, "gamma_strong": gamma_strong, "gamma_weak": gamma_weak}
+    settings = {key: value for key, value in named.items() if value is not None}
+    if isinstance(guidance, str):
+        return make_guidance(guidance, settings)
+    if settings:
+        raise ValueError(
+            f"{' and '.join(settings)} cannot be given beside a Guidance: it has its own"
+        )
+    return guidance
+
+
+def choose_seeds(
+    seeds: Sequence[int] | None, num_images: int, generator: torch.Generator | None
+) -> Sequence[int]:
+    """The seeds that were given, or drawn ones.
+
+    Raises:
+        ValueError: not one seed per image.
+    """
+    if seeds is None:
+        return torch.randint(2**63 - 1, (num_images,), generator=generator).tolist()
+    if len(seeds) != num_images:
+        raise ValueError(f"{num_images} images need as many seeds, got {len(seeds)}")
+    return seeds

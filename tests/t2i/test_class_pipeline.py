@@ -1,0 +1,127 @@
+"""ClassToImagePipeline on folders of tiny random models: every family, seeds, batches, errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from t2i.class_pipeline import ClassToImagePipeline
+from t2i.encoders.vae_config import VAEConfig
+from t2i.guidance.methods import make_guidance
+from t2i.models.mask_dit import MaskDiT
+from t2i.models.mask_dit_config import MaskDiTConfig
+from t2i.models.sit import SiT
+from t2i.models.sit_config import SiTConfig
+from t2i.models.storage import save_transformer
+
+SIZES = {"width": 32, "num_heads": 2, "num_classes": 5}
+SIT = SiTConfig(num_layers=3, routes=((1, 1),), **SIZES)
+MODELS = {
+    "sit": (SiT, SIT),
+    "dit": (SiT, SIT.model_copy(update={"prediction": "epsilon"})),
+    "mask_dit": (
+        MaskDiT,
+        MaskDiTConfig(num_layers=2, decoder_layers=1, decoder_width=16, decoder_heads=2, **SIZES),
+    ),
+    "other_classes": (SiT, SIT.model_copy(update={"num_classes": 4})),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a subfolder per model; no weight is zero."""
+    folder = tmp_path_factory.mktemp("models")
+    for name, (model_class, config) in MODELS.items():
+        model: nn.Module = model_class(config)
+        generator = torch.Generator().manual_seed(0)
+        for parameter in model.parameters():
+            parameter.data.normal_(0, 0.2, generator=generator)
+        save_transformer(model, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def vae(pipeline_folder: Path) -> VAEConfig:
+    return VAEConfig(path=str(pipeline_folder / "vae"))
+
+
+@pytest.fixture(scope="module")
+def pipeline(folder: Path, vae: VAEConfig) -> ClassToImagePipeline:
+    return ClassToImagePipeline.from_pretrained(folder / "sit", vae, size=(64, 64))
+
+
+def latents(pipeline: ClassToImagePipeline, labels: Any, **arguments: Any) -> Tensor:
+    few = {"num_inference_steps": 3, "output_type": "latent"}
+    images = pipeline(labels, **few, **arguments).images
+    assert isinstance(images, Tensor)
+    return images
+
+
+@pytest.mark.parametrize("family", ["sit", "dit", "mask_dit"])
+def test_every_family_makes_pictures_of_its_classes(
+    folder: Path, vae: VAEConfig, family: str
+) -> None:
+    pipeline = ClassToImagePipeline.from_pretrained(folder / family, vae)
+    images = pipeline([0, 4], seeds=[1, 1], height=32, width=48, num_inference_steps=2).images
+    assert [image.size for image in images] == [(48, 32)] * 2
+    first, second = latents(pipeline, [0, 4], seeds=[1, 1], height=32, width=48)
+    assert first.isfinite().all()
+    assert (first - second).abs().max() > 0.01
+
+
+def test_an_image_depends_on_its_label_and_seed_only(pipeline: ClassToImagePipeline) -> None:
+    for name in ("sg", "icg"):
+        together = latents(pipeline, [2, 4], seeds=[1, 2], guidance=name)
+        alone = latents(pipeline, 4, seeds=[2], guidance=name)
+        torch.testing.assert_close(together[1:], alone, rtol=1e-3, atol=1e-3)
+
+
+def test_the_null_condition_is_the_null_class_and_the_random_ones_are_classes(
+    pipeline: ClassToImagePipeline,
+) -> None:
+    def conditions(name: str) -> dict[str, list[int]]:
+        guidance = make_guidance(name)
+        found = pipeline.conditions([2, 4], 100, guidance, range(200))
+        return {key: labels_B.tolist() for key, labels_B in found.items()}
+
+    assert conditions("cfg") == {"text": [2] * 100 + [4] * 100, "null": [5] * 200}
+    random = conditions("icg")["random"]
+    assert {random.count(label) > 20 for label in range(5)} == {True}
+    assert len(random) == 200
+
+
+def test_a_second_network_is_loaded_for_autoguidance(folder: Path, vae: VAEConfig) -> None:
+    pipeline = ClassToImagePipeline.from_pretrained(
+        folder / "sit", vae, aux=folder / "mask_dit", size=(64, 64)
+    )
+    guided = latents(pipeline, 1, seeds=[1], guidance="ag", guidance_scale=3.0)
+    plain = latents(pipeline, 1, seeds=[1], guidance="none")
+    assert (guided - plain).abs().max() > 0.01
+    with pytest.raises(ValueError, match="the networks know 5 and 4 classes"):
+        ClassToImagePipeline.from_pretrained(folder / "sit", vae, aux=folder / "other_classes")
+
+
+@pytest.mark.parametrize(
+    ("labels", "arguments", "message"),
+    [
+        ([1, 5], {}, r"class 5: must be in \[0, 4\]"),
+        (-1, {}, r"class -1: must be in \[0, 4\]"),
+        ([1, 2], {"seeds": [1]}, "2 images need as many seeds, got 1"),
+        (1, {"width": 40}, "size 64x40: both sides must be multiples of 16"),
+        (1, {"guidance": "ag"}, "guidance ag needs a second, weaker network"),
+    ],
+)
+def test_bad_arguments_are_refused(
+    pipeline: ClassToImagePipeline, labels: Any, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        latents(pipeline, labels, **arguments)
+
+
+def test_a_folder_of_another_model_is_refused(pipeline_folder: Path, vae: VAEConfig) -> None:
+    with pytest.raises(ValueError, match="holds a TRDiT, not a SiT"):
+        ClassToImagePipeline.from_pretrained(pipeline_folder / "transformer", vae)
