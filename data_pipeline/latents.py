@@ -8,7 +8,8 @@ Each picture is scaled and centre-cropped to the resolution bucket whose aspect 
 A latents sample has two parts, under the key of its image:
 
     npy     float16 (2C, h, w): mean and standard deviation, normalised
-    json    {"captions": [four texts], "width", "height": of the picture, "bucket": "WIDTHxHEIGHT"}
+    json    {"captions": [four texts], "width", "height": of the picture, "bucket": "WIDTHxHEIGHT",
+             "label": the picture's class, where its metadata has a column of that name}
 
 Images without captions are left out, with reason "no_caption". Run again, it goes on.
 """
@@ -109,11 +110,12 @@ class Bucket:
 
 @dataclass(frozen=True)
 class CaptionedImage:
-    """An encoded picture and its captions, None when it has none."""
+    """An encoded picture, its captions and its class; None when it has none."""
 
     key: str
     data: bytes
     captions: Sequence[str] | None
+    label: int | None
 
 
 @dataclass(frozen=True)
@@ -163,7 +165,9 @@ class LatentsStep:
             for sample in self.captions.read(shard_id)
         }
         return [
-            CaptionedImage(sample.key, image_bytes(sample), captions.get(sample.key))
+            CaptionedImage(
+                sample.key, image_bytes(sample), captions.get(sample.key), image_label(sample)
+            )
             for sample in self.images.read(shard_id)
         ]
 
@@ -213,6 +217,12 @@ def image_bytes(sample: Sample) -> bytes:
     return next((sample.parts[name] for name in IMAGE_EXTENSIONS if name in sample.parts), b"")
 
 
+def image_label(sample: Sample) -> int | None:
+    """The class of an images sample, if its metadata tells one."""
+    label: int | None = json.loads(sample.parts["json"]).get("label")
+    return label
+
+
 def latents_outcome(crop: Crop, moments: np.ndarray) -> Outcome:
     """The outcome of an encoded picture; failed with "non_finite" when float16 cannot hold it."""
     key, bucket = crop.item.key, str(crop.bucket)
@@ -226,6 +236,8 @@ def latents_outcome(crop: Crop, moments: np.ndarray) -> Outcome:
         "height": crop.height,
         "bucket": bucket,
     }
+    if crop.item.label is not None:
+        facts["label"] = crop.item.label
     text = json.dumps(facts, ensure_ascii=False).encode()
     row = Row(key, "ok", columns={"bucket": bucket})
     return Outcome(row, Sample(key, {"npy": buffer.getvalue(), "json": text}))
