@@ -39,6 +39,8 @@ SECTIONS = (
     "recaption.captioner",
     "recaption.job",
     "t2i.models.tr_dit",
+    "t2i.models.sit",
+    "t2i.models.mask_dit",
     "t2i.encoders.vae",
     "t2i.encoders.text",
     "t2i.training",

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from t2i.config import Section
 from t2i.flow import TimestepConfig
+from t2i.training.objective_config import FlowMatchingConfig, ObjectiveConfig
 
 
 class TrainingConfig(Section):
@@ -28,8 +29,11 @@ class TrainingConfig(Section):
     global_batch: int = Field(default=3_072, ge=1)
     micro_batch: int = Field(default=32, ge=1, description="samples of one forward of one process")
 
-    # Objective: flow matching on routed tokens.
-    gamma: float = Field(default=0.5, ge=0, lt=1, description="fraction of tokens that skip")
+    # Objective; sparsity and times are common to all of them.
+    objective: ObjectiveConfig = FlowMatchingConfig()
+    gamma: float = Field(
+        default=0.5, ge=0, lt=1, description="fraction of tokens that skip, or are masked"
+    )
     timestep: TimestepConfig = TimestepConfig()
 
     # Engine.

@@ -20,6 +20,7 @@ from t2i.batch import TrainingBatch
 from t2i.encoders.text import TextStates
 from t2i.models.tr_dit import TRDiT
 from t2i.models.tr_dit_config import TRDiTConfig
+from t2i.training.backbone import text_backbone
 from t2i.training.engine import start_processes, stop_processes
 from t2i.training.run import Run, Start, find_checkpoint, resume
 from t2i.training.trainer import train
@@ -90,8 +91,7 @@ def make_run(
                 "log_every": 1,
             }
         ),
-        model=TRDiT(MODEL),
-        encode=encode,
+        backbone=text_backbone(TRDiT(MODEL), encode, torch.device("cpu")),
         batches=make_batches(rank, world_size, size, stop_at),
         validation=[micro_batch(1000, 2 * rank, 2)],
         start=resume(saved) if saved else Start(source="random weights"),
