@@ -142,6 +142,17 @@ def _guidance_problems(
             f"{key}.scale: an automatic scale follows the validation loss; set "
             "launch.train.validation_samples (and data_pipeline.loader.held_out) above 0"
         )
+    if config.num_references > 0 and sections.launch.model == "tr_dit":
+        problems.append(
+            f"{key}.num_references draws among all conditions, and captions cannot be listed; set "
+            "it to 0 (the empty caption), or train on classes"
+        )
+    num_classes = {"sit": sections.sit.num_classes, "mask_dit": sections.mask_dit.num_classes}
+    if config.num_references > num_classes.get(sections.launch.model, config.num_references):
+        problems.append(
+            f"{key}.num_references {config.num_references}: the model has "
+            f"{num_classes[sections.launch.model]} classes; set at most that many"
+        )
     if config.num_references == 0 and loader.caption_dropout == 0:
         problems.append(
             f"{key}: the null condition is never trained; set data_pipeline.loader.caption_dropout "

@@ -102,10 +102,7 @@ class TextConditioner:
 
     def pool(self) -> Condition:
         """See `Conditioner`."""
-        raise ValueError(
-            "t2i.training.objective.num_references draws among all conditions, and captions cannot "
-            "be listed: set it to 0 (the empty caption), or train on class labels"
-        )
+        raise ValueError("num_references must be 0: captions cannot be listed to draw from")
 
     @cached_property
     def _empty(self) -> TextStates:

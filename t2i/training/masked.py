@@ -90,8 +90,7 @@ def term_gradients(terms: MaskedTerms, parameter: Tensor) -> Tensor:
     """Gradients of the visible and the masked mean, (2, ...) float32; norms: `balanced_weight`.
 
     They add up over micro-batches and processes, as the norms do not. Costs a backward pass from
-    the losses to ``parameter`` for each, so choose one near the end of the network. The graph stays
-    usable.
+    the losses to ``parameter`` for each, so choose one near the end of the network.
     """
     gradients = [
         torch.autograd.grad(term_B.mean(), parameter, retain_graph=True)[0].float()

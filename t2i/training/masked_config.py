@@ -15,7 +15,8 @@ class BalancedWeight(Section):
     A step uses what the steps before it have measured; the first step of a run uses 1.
     """
 
-    decay: float = Field(default=0.99, ge=0, lt=1, description="of the running average; 0: none")
+    every: int = Field(default=10, ge=1, description="steps; a measurement costs a forward pass")
+    decay: float = Field(default=0.9, ge=0, lt=1, description="of the running average; 0: none")
     highest: float = Field(default=10.0, gt=0)
 
 

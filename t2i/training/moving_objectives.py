@@ -149,18 +149,26 @@ class MovingGuidance(MovingObjective):
 
 
 class MovingMasked(MovingObjective):
-    """Masked flow matching; an automatic lambda follows the gradients of the whole global batch."""
+    """Masked flow matching; an automatic lambda follows the gradients of whole global batches.
+
+    The gradients are measured beside training: a forward pass of its own, and from the losses back
+    to the last layer alone. The engine would take a second backward pass through its own forward
+    pass for training.
+    """
 
     objective: MaskedFlowMatching
 
     def __init__(
         self, base: FlowMatching, config: MaskedConfig, backbone: Backbone, state: State
     ) -> None:
+        """The network must not be wrapped yet; see `make_objective`."""
         self.objective = MaskedFlowMatching(base, config)
         self.weight_config = config.weight
         self.weight = state.get("lambda")
-        self.last_layer = backbone.model.get_parameter(LAST_LAYER)
-        self.gradients: Tensor | None = None
+        self.parameters = dict(backbone.network.named_parameters())
+        self.skeleton = copy.deepcopy(backbone.network).to("meta")
+        self.is_measuring = False
+        self.gradients: list[Tensor] = []
 
     @property
     def state(self) -> State:
@@ -168,27 +176,42 @@ class MovingMasked(MovingObjective):
         return {"lambda": self.weight} if isinstance(self.weight_config, BalancedWeight) else {}
 
     def begin_step(self, step: int, gather_averages: GatherAverages) -> None:
-        """Forget what a skipped step may have left."""
-        self.gradients = None
+        """Decide whether to measure."""
+        weight = self.weight_config
+        self.is_measuring = isinstance(weight, BalancedWeight) and step % weight.every == 0
+        self.gradients = []  # a skipped step may have left some
 
     def training_loss(self, network: Network, batch: TrainingBatch, condition: Condition) -> Losses:
         """Both terms, weighted by the present lambda."""
+        if self.is_measuring:
+            self.gradients.append(self._term_gradients(batch, condition))
         terms = self.objective.training_terms(network, batch, condition)
         if not isinstance(self.weight_config, BalancedWeight):
             return terms.weighted(self.weight_config)
-        gradients = term_gradients(terms, self.last_layer)
-        self.gradients = gradients if self.gradients is None else self.gradients + gradients
         return terms.weighted(1.0 if self.weight is None else self.weight)
 
     def end_step(self) -> None:
         """Move lambda by the norms of the gradients of all micro-batches of all processes."""
-        if isinstance(self.weight_config, BalancedWeight):
-            assert self.gradients is not None
-            dist.all_reduce(self.gradients)
-            visible_norm, masked_norm = self.gradients.flatten(1).norm(dim=1).tolist()
+        if self.is_measuring:
+            assert isinstance(self.weight_config, BalancedWeight)
+            gradients = torch.stack(self.gradients).sum(dim=0)
+            dist.all_reduce(gradients)
+            visible_norm, masked_norm = gradients.flatten(1).norm(dim=1).tolist()
             self.weight = balanced_weight(
                 self.weight_config, self.weight, visible_norm, masked_norm
             )
+
+    def _term_gradients(self, batch: TrainingBatch, condition: Condition) -> Tensor:
+        """Of the last layer's present weights, (2, ...) float32."""
+        weights = {name: parameter.detach() for name, parameter in self.parameters.items()}
+        weights[LAST_LAYER].requires_grad_()
+
+        def network(*inputs: object) -> Tensor:
+            answer: Tensor = torch.func.functional_call(self.skeleton, weights, inputs, strict=True)
+            return answer
+
+        terms = self.objective.training_terms(network, batch, condition)
+        return term_gradients(terms, weights[LAST_LAYER])
 
 
 def make_objective(

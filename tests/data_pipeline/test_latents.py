@@ -98,6 +98,17 @@ def test_a_label_of_the_metadata_reaches_the_latents(
     assert ("label" in facts) == (label is not None), "latents without labels stay as they were"
 
 
+def test_pictures_with_labels_alone_need_no_captions(tmp_path: Path) -> None:
+    pictures = {"a": picture("red"), "b": picture("blue")}
+    write_images(str(tmp_path / "images"), pictures, columns=b'{"label": 7}')
+    config = configure(tmp_path, captions=None)
+    for outcome in run(config).values():
+        assert outcome.sample is not None
+        facts = json.loads(outcome.sample.parts["json"])
+        assert (facts["captions"], facts["label"]) == ([""] * 4, 7)
+    assert make_job(config, VAEConfig(), StorageConfig()).shard_ids == ["00000"]
+
+
 @pytest.mark.parametrize("resolution", [128, 256, 512])
 def test_buckets_have_sides_of_sixteens_and_about_the_same_area(resolution: int) -> None:
     aspects = ("1:1", "4:3", "3:4", "16:9", "9:16", "2:2")
