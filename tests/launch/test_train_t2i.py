@@ -16,6 +16,8 @@ from launch.train_t2i import fresh_start, main
 from t2i.config import ConfigError
 from t2i.flow import TimestepConfig
 from t2i.training import checkpoint
+from t2i.training.model_guidance_config import ModelGuidanceConfig
+from t2i.training.objective_config import FlowMatchingConfig
 from t2i.training.training_config import TrainingConfig
 
 SCRIPT = Path(__file__).resolve().parents[2] / "launch" / "train_t2i.py"
@@ -52,6 +54,14 @@ def test_a_stage_is_a_difference_from_the_shared_settings() -> None:
     assert stage.steps == 5
     assert stage.timestep == TimestepConfig(mean=1.0, shift=2.0)
     assert stage.learning_rate == base.learning_rate
+
+
+def test_a_stage_may_have_another_objective() -> None:
+    base = TrainingConfig.model_validate({"objective": {"name": "model_guidance"}})
+    stage = stage_section(base, {"objective": {"name": "flow_matching"}}, "launch.train.stage2")
+    assert stage.objective == FlowMatchingConfig()
+    stage = stage_section(base, {"objective": {"scale": 1.25}}, "launch.train.stage2")
+    assert stage.objective == ModelGuidanceConfig(scale=1.25)
 
 
 def test_an_unknown_key_of_a_stage_is_named() -> None:
