@@ -23,6 +23,7 @@ from t2i.training.masked import MaskedFlowMatching, term_gradients
 from t2i.training.masked_config import BalancedWeight, MaskedConfig, balanced_weight
 from t2i.training.model_guidance import ModelGuidance
 from t2i.training.model_guidance_config import (
+    PLAIN,
     AutoScale,
     ModelGuidanceConfig,
     ScaleState,
@@ -98,7 +99,8 @@ class MovingGuidance(MovingObjective):
         Raises:
             ValueError: the config does not fit the network or its conditions.
         """
-        auto = ScaleState(**state) if state else ScaleState()  # type: ignore[arg-type]
+        scale = state.get("scale")
+        auto = PLAIN if scale is None else ScaleState(scale, state.get("quality"))
         self.objective = ModelGuidance(base, config, auto=auto)
         self.config = config
         self.conditioner = backbone.conditioner
@@ -222,7 +224,8 @@ def make_objective(
     Args:
         backbone: with its starting weights, before an engine wraps (and perhaps shards) it.
         device: of training.
-        state: of a checkpoint's `MovingObjective.state`; {} = new.
+        state: of a checkpoint's `MovingObjective.state`; {} = new. What another objective has left
+            in it is not read.
 
     Raises:
         ValueError: objective and backbone do not fit together.

@@ -1,7 +1,5 @@
 """Proves what goes together: settings that a model or an objective would ignore or cannot use are
-
-one-line errors that name the key, and everything that fits is let through and built.
-"""
+one-line errors that name the key, and everything that fits is let through and built."""
 
 from __future__ import annotations
 

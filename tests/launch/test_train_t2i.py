@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -72,15 +71,6 @@ def test_an_unknown_key_of_a_stage_is_named() -> None:
 def test_stage_2_starts_from_stage_1_by_default() -> None:
     config = LaunchConfig()
     assert config.stage(2).start_from_run == config.stage(1).folder
-
-
-@pytest.fixture(scope="module")
-def process_group() -> Iterator[None]:
-    from t2i.training.engine import start_processes, stop_processes
-
-    start_processes(timeout_minutes=1)
-    yield
-    stop_processes()
 
 
 def write_stage_1(folder: Path) -> None:

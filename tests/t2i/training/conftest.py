@@ -1,23 +1,14 @@
-"""A micro-batch of small random latents, and a process group of one, for the tests of training."""
+"""A micro-batch of small random latents, for the tests of objectives."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 
 from t2i.batch import TrainingBatch
-
-
-@pytest.fixture(scope="module")
-def process_group() -> Iterator[None]:
-    from t2i.training.engine import start_processes, stop_processes
-
-    start_processes(timeout_minutes=1)
-    yield
-    stop_processes()
 
 
 @pytest.fixture

@@ -1,9 +1,7 @@
-"""Proves that the trainer runs every objective: each kind of `tiny_run.KINDS` learns a tiny set,
-
-a guided run equals a loop written by hand around plain AdamW at every ZeRO stage, lambda equals the
+"""Proves that the trainer runs every objective: each kind of `tiny_run.KINDS` learns a tiny set, a
+guided run equals a loop written by hand around plain AdamW at every ZeRO stage, lambda equals the
 ratio of gradients of the whole global batch, and runs with a moving state do not depend on
-interruptions or on the number of processes.
-"""
+interruptions or on the number of processes."""
 
 from __future__ import annotations
 
@@ -12,6 +10,7 @@ import os
 import runpy
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -141,8 +140,6 @@ def test_lambda_is_measured_every_so_many_steps(tmp_path: Path, process_group: N
 
 
 def test_a_skipped_step_leaves_lambda_alone(tmp_path: Path, process_group: None) -> None:
-    from dataclasses import replace
-
     run = make_run(
         tmp_path, 3, "mask_dit-masked", objective={"name": "masked", "weight": {"every": 1}}
     )
@@ -203,8 +200,6 @@ def test_a_teacher_may_be_some_steps_old(tmp_path: Path, process_group: None) ->
 def test_a_label_that_the_model_lacks_names_the_sample(
     kind: str, tmp_path: Path, process_group: None
 ) -> None:
-    from dataclasses import replace
-
     run = make_run(tmp_path, 1, kind)
     whole = run.batches
 
