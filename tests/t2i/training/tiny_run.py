@@ -55,6 +55,7 @@ GUIDED = {"name": "model_guidance", "scale": 1.5}
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "tr_dit": ("tr_dit", {"name": "flow_matching"}),
     "tr_dit-guided": ("tr_dit", GUIDED),
+    "tr_dit-strong": ("tr_dit", {**GUIDED, "scale": 30.0}),  # does not learn, but shows the teacher
     "sit": ("sit", {"name": "flow_matching"}),
     "sit-guided": ("sit", GUIDED),
     "sit-references": ("sit", {**GUIDED, "num_references": 2}),
