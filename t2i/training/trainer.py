@@ -1,7 +1,8 @@
 """The training run, in the order of its life: set up, load, report, step, log, save.
 
 All progress is one integer, the number of steps done: learning rate, EMA decay, data position and
-every random draw are functions of it. So the same call goes on where the last one stopped.
+every random draw are functions of it. What an objective measures on its way (a few numbers) is
+saved beside it. So the same call goes on where the last one stopped.
 """
 
 from __future__ import annotations
