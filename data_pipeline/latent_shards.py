@@ -22,11 +22,12 @@ NPY_LENGTH_FIELD = 2  # of version 1.0, which np.save writes for simple arrays
 
 @dataclass(frozen=True)
 class LatentSample:
-    """What training reads of a sample: moments float16 (2C, h, w) and four captions."""
+    """What training reads of a sample: moments float16 (2C, h, w), captions, its class if known."""
 
     key: str
     moments: np.ndarray
     captions: tuple[str, ...]
+    label: int | None = None
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ class LatentShard:
         sample = int(self.members[bucket][member])
         key = self.index.keys[sample]
         moments = parse_npy(self._part(sample, "npy"), f"{self.path}: {key}.npy")
-        captions = json.loads(self._part(sample, "json"))["captions"]
-        return LatentSample(key, moments, tuple(captions))
+        facts = json.loads(self._part(sample, "json"))
+        return LatentSample(key, moments, tuple(facts["captions"]), facts.get("label"))
 
     def _part(self, sample: int, extension: str) -> bytes:
         """A part's bytes, after a look at the tar header before them: it must name the part."""

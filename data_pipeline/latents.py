@@ -8,9 +8,11 @@ Each picture is scaled and centre-cropped to the resolution bucket whose aspect 
 A latents sample has two parts, under the key of its image:
 
     npy     float16 (2C, h, w): mean and standard deviation, normalised
-    json    {"captions": [four texts], "width", "height": of the picture, "bucket": "WIDTHxHEIGHT"}
+    json    {"captions": [four texts], "width", "height": of the picture, "bucket": "WIDTHxHEIGHT",
+             "label": the picture's class, where its metadata has a column of that name}
 
-Images without captions are left out, with reason "no_caption". Run again, it goes on.
+Images without captions are left out, with reason "no_caption"; for classes alone set ``captions``
+to null, and the texts are empty. Run again, it goes on.
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
 
 SIDE_MULTIPLE = 16  # pixels: 8x down by the VAE, patches of 2
 LEVELS = 4
+NO_CAPTIONS = ("",) * LEVELS
 
 logger = get_logger("latents")
 
@@ -52,7 +55,8 @@ class LatentsConfig(Section):
     """Which images become latents, and at which sizes."""
 
     images: str = "outputs/nano/images"
-    captions: str = "outputs/nano/captions"
+    captions: str | None = "outputs/nano/captions"
+    """None = pictures with labels alone: their four captions are empty."""
     output: str = "outputs/nano/latents"
     resolution: int = Field(default=128, ge=SIDE_MULTIPLE, multiple_of=SIDE_MULTIPLE)
     """Side of the square bucket in pixels; the others have about as many pixels."""
@@ -109,11 +113,12 @@ class Bucket:
 
 @dataclass(frozen=True)
 class CaptionedImage:
-    """An encoded picture and its captions, None when it has none."""
+    """An encoded picture, its captions and its class; None when it has none."""
 
     key: str
     data: bytes
     captions: Sequence[str] | None
+    label: int | None
 
 
 @dataclass(frozen=True)
@@ -154,17 +159,23 @@ class LatentsStep:
         self.config, self.vae = config, vae
         self.buckets = config.buckets()
         self.images = StepOutput.open(config.images, storage)
-        self.captions = StepOutput.open(config.captions, storage)
+        self.captions = StepOutput.open(config.captions, storage) if config.captions else None
 
     def load(self, shard_id: str) -> list[CaptionedImage]:
         """The shard's images, still encoded, each with its captions."""
-        captions = {
-            sample.key: json.loads(sample.parts["json"])["captions"]
-            for sample in self.captions.read(shard_id)
-        }
+        samples = list(self.images.read(shard_id))
+        if self.captions is None:
+            captions = {sample.key: NO_CAPTIONS for sample in samples}
+        else:
+            captions = {
+                sample.key: json.loads(sample.parts["json"])["captions"]
+                for sample in self.captions.read(shard_id)
+            }
         return [
-            CaptionedImage(sample.key, image_bytes(sample), captions.get(sample.key))
-            for sample in self.images.read(shard_id)
+            CaptionedImage(
+                sample.key, image_bytes(sample), captions.get(sample.key), image_label(sample)
+            )
+            for sample in samples
         ]
 
     def run(self, items: Sequence[CaptionedImage]) -> list[Outcome]:
@@ -213,6 +224,12 @@ def image_bytes(sample: Sample) -> bytes:
     return next((sample.parts[name] for name in IMAGE_EXTENSIONS if name in sample.parts), b"")
 
 
+def image_label(sample: Sample) -> int | None:
+    """The class of an images sample, if its metadata tells one."""
+    label: int | None = json.loads(sample.parts["json"]).get("label")
+    return label
+
+
 def latents_outcome(crop: Crop, moments: np.ndarray) -> Outcome:
     """The outcome of an encoded picture; failed with "non_finite" when float16 cannot hold it."""
     key, bucket = crop.item.key, str(crop.bucket)
@@ -226,6 +243,8 @@ def latents_outcome(crop: Crop, moments: np.ndarray) -> Outcome:
         "height": crop.height,
         "bucket": bucket,
     }
+    if crop.item.label is not None:
+        facts["label"] = crop.item.label
     text = json.dumps(facts, ensure_ascii=False).encode()
     row = Row(key, "ok", columns={"bucket": bucket})
     return Outcome(row, Sample(key, {"npy": buffer.getvalue(), "json": text}))
@@ -245,11 +264,13 @@ def make_job(config: LatentsConfig, vae: VAEConfig, storage: StorageConfig) -> J
         FileNotFoundError: there is no such shard.
     """
     images = StepOutput.open(config.images, storage)
-    captions = StepOutput.open(config.captions, storage)
+    captions = StepOutput.open(config.captions, storage) if config.captions else None
     image_ids = images.committed()
-    shard_ids = sorted(set(image_ids) & set(captions.committed()))
+    caption_ids = captions.committed() if captions else image_ids
+    shard_ids = sorted(set(image_ids) & set(caption_ids))
     if not shard_ids:
-        step, url = ("images", images.url) if not image_ids else ("captions", captions.url)
+        missing = images if captions is None or not image_ids else captions
+        step, url = ("images" if missing is images else "captions"), missing.url
         command = "python -m data_pipeline.download" if not image_ids else "recaption"
         raise FileNotFoundError(
             f"data_pipeline.latents.{step}: {url} has no finished shards; run {command} first"
@@ -273,13 +294,13 @@ def make_job(config: LatentsConfig, vae: VAEConfig, storage: StorageConfig) -> J
 
 
 def fingerprint(
-    config: LatentsConfig, vae: VAEConfig, images: StepOutput, captions: StepOutput
+    config: LatentsConfig, vae: VAEConfig, images: StepOutput, captions: StepOutput | None
 ) -> dict[str, Any]:
     """The settings that decide the latents."""
     elsewhere = {"images", "captions", "output", "batch_size", "device"}
     return {
         "images": output_fingerprint(images),
-        "captions": output_fingerprint(captions),
+        "captions": output_fingerprint(captions) if captions else None,
         "vae": {"model": model_fingerprint(vae.path), "dtype": vae.dtype},
         **config.model_dump(mode="json", exclude=elsewhere),
     }

@@ -1,4 +1,4 @@
-"""Latents and captions as batches: a standard DataLoader over shards, in the order of `order`.
+"""Latents, captions and labels as batches: a standard DataLoader over shards, in the order of `order`.
 
     loader = make_loader(config, seed=0, rank=0, world_size=1, global_batch=64, micro_batch=32,
                          start_step=0)
@@ -24,7 +24,7 @@ from data_pipeline.loader_config import LoaderConfig
 from data_pipeline.order import DatasetCounts, GlobalBatch, Order
 from data_pipeline.storage import StorageConfig
 from t2i import rng
-from t2i.batch import TrainingBatch
+from t2i.batch import DROPPED, TrainingBatch
 from t2i.console import get_logger
 
 # How long a worker goes on after SIGTERM.
@@ -56,7 +56,7 @@ def make_loader(
     Raises:
         FileNotFoundError: a dataset has no shards; while iterating: a shard is gone.
         ValueError: sizes that do not divide, datasets that do not fit together; while iterating:
-            a shard was cut or changed.
+            a shard was cut or changed, a sample has no label where labels are read.
     """
     share = Share(global_batch, rank, world_size, micro_batch)
     batches = LatentBatches(config, seed, share, storage or StorageConfig())
@@ -141,12 +141,14 @@ class LatentBatches(Dataset[TrainingBatch]):
         ]
         first_id = step * self.share.global_batch
         sample_ids = torch.arange(first_id + places.start, first_id + places.stop)
+        dropped = draw_dropped(self.config, self.seed, step, sample_ids)
         return TrainingBatch(
             moments=torch.from_numpy(stack_moments(samples)),
-            captions=draw_captions(self.config, self.seed, step, sample_ids, samples),
+            captions=draw_captions(self.config, self.seed, step, sample_ids, samples, dropped),
             keys=tuple(sample.key for sample in samples),
             sample_ids=sample_ids,
             step=step,
+            labels=stack_labels(samples, dropped) if self.config.labels else None,
         )
 
     def describe(self) -> str:
@@ -186,23 +188,42 @@ def stack_moments(samples: Sequence[LatentSample]) -> np.ndarray:
     return np.stack([sample.moments for sample in samples])
 
 
+def draw_dropped(config: LoaderConfig, seed: int, step: int, sample_ids: Tensor) -> list[bool]:
+    """Which samples lose their condition, with probability ``caption_dropout``."""
+    draws = rng.uniform(seed, "dropout", step, sample_ids, ()).tolist()
+    return [draw < config.caption_dropout for draw in draws]
+
+
 def draw_captions(
     config: LoaderConfig,
     seed: int,
     step: int,
     sample_ids: Tensor,
     samples: Sequence[LatentSample],
+    dropped: Sequence[bool],
 ) -> tuple[str, ...]:
     """One caption per sample: its level drawn with the config's probabilities, or "" (dropped)."""
     level_draws = rng.uniform(seed, "caption", step, sample_ids, ()).tolist()
-    dropout_draws = rng.uniform(seed, "dropout", step, sample_ids, ()).tolist()
     # a draw below 1 always finds a level, even if the probabilities sum to a little less
     limits = np.cumsum(config.caption_levels)[:-1]
     levels = np.searchsorted(limits, level_draws, side="right").tolist()
     return tuple(
-        "" if draw < config.caption_dropout else sample.captions[level]
-        for sample, level, draw in zip(samples, levels, dropout_draws, strict=True)
+        "" if is_dropped else sample.captions[level]
+        for sample, level, is_dropped in zip(samples, levels, dropped, strict=True)
     )
+
+
+def stack_labels(samples: Sequence[LatentSample], dropped: Sequence[bool]) -> Tensor:
+    """(B,) int64 labels. Raises ValueError, naming the sample, when one has none."""
+    for sample in samples:
+        if not isinstance(sample.label, int) or sample.label < 0:
+            raise ValueError(
+                f'sample {sample.key} has no label (an integer >= 0 under "label" in its json; '
+                f"found {sample.label!r}): add a column label to the metadata and make images and "
+                "latents again, or set data_pipeline.loader.labels to false"
+            )
+    pairs = zip(samples, dropped, strict=True)
+    return torch.tensor([DROPPED if is_dropped else sample.label for sample, is_dropped in pairs])
 
 
 def require_one_vae(catalogs: Sequence[Catalog]) -> None:

@@ -27,7 +27,9 @@ class LoaderConfig(Section):
     caption_levels: tuple[float, float, float, float] = (0.25, 0.25, 0.25, 0.25)
     """How likely each caption is: detailed, several sentences, one sentence, keywords."""
     caption_dropout: float = Field(default=0.1, ge=0, le=1)
-    """How likely a sample is trained without its caption (the null condition of guidance)."""
+    """How likely a sample is trained without caption and label (the null condition of guidance)."""
+    labels: bool = False
+    """Read each sample's class from its json (key "label"); class-conditional models need it."""
     window_shards: int = Field(default=16, ge=1)
     """Samples are shuffled within this many shards, which a machine's cache has to hold twice."""
     held_out: int = Field(default=0, ge=0)

@@ -1,4 +1,4 @@
-"""Settings of the two training stages (section launch.train); no torch here."""
+"""Settings of the two training stages (section launch.train), and what fits what; no torch here."""
 
 from __future__ import annotations
 
@@ -24,8 +24,10 @@ class StageConfig(Section):
 
 
 class LaunchConfig(Section):
-    """The stages of `launch/train_t2i.py`."""
+    """What `launch/train_t2i.py` trains, and its stages."""
 
+    # The backbone; its sizes are in section t2i.models of that name.
+    model: Literal["tr_dit", "sit", "mask_dit"] = "tr_dit"
     stage1: StageConfig = StageConfig(folder="outputs/runs/stage1")
     stage2: StageConfig = StageConfig(
         folder="outputs/runs/stage2", start_from_run="outputs/runs/stage1"
@@ -49,7 +51,8 @@ def stage_section(base: SectionT, difference: dict[str, Any], key: str) -> Secti
         ConfigError: an unknown or invalid value below ``key``.
     """
     try:
-        return type(base).model_validate(_merge(base.model_dump(), difference))
+        written = base.model_dump(exclude_unset=True)  # so that an objective's defaults can go
+        return type(base).model_validate(_merge(written, difference))
     except ValidationError as error:
         lines = [
             f"{'.'.join([key, *map(str, details['loc'])])}: {details['msg']} "

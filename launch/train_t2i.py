@@ -1,11 +1,13 @@
-"""Train TR-DiT on latents and captions, in two stages.
+"""Train a diffusion transformer on latents and captions or classes, in two stages.
 
     deepspeed launch/train_t2i.py --stage 1                     nano, on this machine
     deepspeed launch/train_t2i.py --stage 2                     goes on from stage 1's weights
     deepspeed --num_gpus 8 launch/train_t2i.py --stage 1 --config configs/tr_dit_2b5.yaml
     torchrun --nproc-per-node 2 launch/train_t2i.py --stage 1   without the deepspeed launcher
     python launch/train_t2i.py --stage 1 --set launch.train.stage1.training.steps=100
+    deepspeed --num_gpus 8 launch/train_t2i.py --stage 1 --config configs/imagenet_sit_xl2_mg.yaml
 
+launch.train.model chooses the backbone, t2i.training.objective what it is trained on.
 The same command goes on from the newest whole checkpoint; of a finished run it says so and exits
 with 0. SIGTERM to the processes saves a checkpoint and exits with 75.
 """
@@ -20,10 +22,10 @@ from typing import TYPE_CHECKING
 
 from data_pipeline.loader_config import LoaderConfig
 from data_pipeline.storage import StorageConfig
-from launch.config import LaunchConfig, StageConfig, stage_section
+from launch.backbones import BackboneSections, build_backbone, check_fits
+from launch.config import StageConfig, stage_section
 from t2i.config import (
     ConfigError,
-    Section,
     add_config_arguments,
     config_from_args,
     describe_config,
@@ -31,8 +33,6 @@ from t2i.config import (
     section,
 )
 from t2i.console import run_command
-from t2i.encoders.text_config import TextEncoderConfig
-from t2i.models.tr_dit_config import TRDiTConfig
 from t2i.training.training_config import TrainingConfig, largest_divisor
 
 if TYPE_CHECKING:
@@ -44,13 +44,10 @@ if TYPE_CHECKING:
 EXIT_STOPPED = 75  # EX_TEMPFAIL: the same command goes on
 
 
-class Config(Section):
+class Config(BackboneSections):
     """What training reads."""
 
-    launch: LaunchConfig = section("launch.train")
     training: TrainingConfig = section("t2i.training")
-    model: TRDiTConfig = section("t2i.models.tr_dit")
-    text: TextEncoderConfig = section("t2i.encoders.text")
     loader: LoaderConfig = section("data_pipeline.loader")
     storage: StorageConfig = section("data_pipeline.storage")
 
@@ -76,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     key = f"launch.train.stage{args.stage}"
     training = stage_section(config.training, stage.training, f"{key}.training")
     loader = stage_section(config.loader, stage.loader, f"{key}.loader")
+    check_fits(config, training, loader)
 
     import torch
 
@@ -156,22 +154,14 @@ def build_run(
     start: Start,
     device: torch.device,
 ) -> Run:
-    """Model, text encoder and data of a stage, as the trainer wants them."""
-    import torch
-
-    from t2i.encoders.text import load_text_encoder
-    from t2i.models.tr_dit import TRDiT
+    """Backbone and data of a stage, as the trainer wants them."""
     from t2i.training.run import Run
 
-    torch.manual_seed(training.seed)
-    dtype = torch.bfloat16 if training.precision == "bf16" else torch.float32
-    encoder = load_text_encoder(config.text, device, dtype)
     return Run(
         name=f"stage {number}",
         folder=Path(stage.folder),
         config=training,
-        model=TRDiT(config.model),
-        encode=encoder.encode,
+        backbone=build_backbone(config, training, device),
         batches=make_batches(loader, training, config.storage),
         validation=make_validation(loader, training, config),
         start=start,

@@ -1,4 +1,4 @@
-"""The contract of loader and trainer: one micro-batch of latents and captions.
+"""The contract of loader and trainer: one micro-batch of latents, captions and perhaps labels.
 
 Shape suffixes: B samples of the micro-batch, C latent channels, h x w latent pixels.
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from torch import Tensor
+
+DROPPED = -1  # in the place of a label; networks are given their own null class for it
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,8 @@ class TrainingBatch:
         sample_ids: (B,) int64, places in the plan of the run: step * global batch + place in the
             global batch. Different for all samples of a run, and the same at every world size.
         step: in [0, 2**32).
+        labels: (B,) int64 classes, `DROPPED` = dropped, together with the caption; None = the data
+            are read without labels.
     """
 
     moments: Tensor
@@ -29,8 +33,10 @@ class TrainingBatch:
     keys: tuple[str, ...]
     sample_ids: Tensor
     step: int
+    labels: Tensor | None = None
 
     def pin_memory(self) -> TrainingBatch:
         """The same batch in page-locked memory; `torch.utils.data.DataLoader` calls this."""
         moments, sample_ids = self.moments.pin_memory(), self.sample_ids.pin_memory()
-        return replace(self, moments=moments, sample_ids=sample_ids)
+        labels = None if self.labels is None else self.labels.pin_memory()
+        return replace(self, moments=moments, sample_ids=sample_ids, labels=labels)

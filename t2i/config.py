@@ -18,7 +18,7 @@ import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from string import Template
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -39,6 +39,8 @@ SECTIONS = (
     "recaption.captioner",
     "recaption.job",
     "t2i.models.tr_dit",
+    "t2i.models.sit",
+    "t2i.models.mask_dit",
     "t2i.encoders.vae",
     "t2i.encoders.text",
     "t2i.training",
@@ -257,12 +259,32 @@ def _validate(subtree: Any, schema: type[Section], field: str, path: Path, name:
 
 def _explain(details: Any, section_class: type[BaseModel], name: str) -> str:
     location = [str(part) for part in details["loc"]]
-    key = ".".join([name, *location])
+    parts, owner = [name], section_class
+    for part in location[:-1]:
+        choice = _choice(owner, part)
+        if choice is None:
+            parts.append(part)
+        owner = choice or _type_of_field(owner, part)
+    key = ".".join([*parts, *location[-1:]])
+    if details["type"] == "union_tag_not_found":
+        return f"{key}: the key 'name' is missing, which says what it is (got {details['input']!r})"
     if details["type"] != "extra_forbidden":
         return f"{key}: {details['msg']} (got {details['input']!r})"
-    owner: Any = section_class
-    for part in location[:-1]:
-        field = owner.model_fields.get(part) if hasattr(owner, "model_fields") else None
-        owner = field.annotation if field is not None else None
     valid = tuple(owner.model_fields) if hasattr(owner, "model_fields") else ()
     return f"unknown key '{key}'{_suggest(location[-1], valid)}"
+
+
+def _choice(owner: Any, part: str) -> Any:
+    """Of settings classes that are told apart by their key ``name``, the one named ``part``.
+
+    A location of pydantic's names it, although it is no key of the file.
+    """
+    choices = [
+        c for c in get_args(owner) if hasattr(c, "model_fields") and "name" in c.model_fields
+    ]
+    return next((c for c in choices if c.model_fields["name"].default == part), None)
+
+
+def _type_of_field(owner: Any, part: str) -> Any:
+    field = owner.model_fields.get(part) if hasattr(owner, "model_fields") else None
+    return field.annotation if field is not None else None

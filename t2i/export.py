@@ -5,7 +5,8 @@
     python -m t2i.export --weights weights --dtype bfloat16
 
 The folder holds model_index.json, transformer/ (config.json, safetensors), vae/, text_encoder/
-and a model card. Run again, the command does nothing unless the run has gone on.
+and a model card; that of a class-conditional model config.json, its weights and the card. Run again,
+the command does nothing unless the run has gone on.
 """
 
 from __future__ import annotations
@@ -24,9 +25,14 @@ from t2i.config import Section, add_config_arguments, config_from_args, describe
 from t2i.console import get_logger, run_command
 from t2i.encoders.text_config import TextEncoderConfig
 from t2i.encoders.vae_config import VAEConfig
+from t2i.models.mask_dit_config import MaskDiTConfig
+from t2i.models.sit_config import SiTConfig
 from t2i.models.tr_dit_config import TRDiTConfig
 
 if TYPE_CHECKING:
+    from t2i.models.mask_dit import MaskDiT
+    from t2i.models.sit import SiT
+    from t2i.models.tr_dit import TRDiT
     from t2i.training.checkpoint import Checkpoint
 
 LOG = get_logger("export")
@@ -107,30 +113,66 @@ def export(checkpoint: Checkpoint, config: Config, source: dict[str, Any], folde
     Raises:
         ValueError: the checkpoint's weights do not fit the model of its config; names them.
     """
-    import torch
-
-    from t2i.encoders.vae import DTYPES
-    from t2i.models.storage import load_weights, save_transformer
-    from t2i.models.tr_dit import TRDiT
-    from t2i.pipeline import copy_component, write_index
+    from t2i.models.storage import save_transformer
 
     trained = yaml.safe_load((checkpoint.path / "config.yaml").read_text())
-    model_config = TRDiTConfig.model_validate(trained["t2i"]["models"]["tr_dit"])
-    with torch.device("meta"):
-        model = TRDiT.from_config(model_config)
-    tensors = checkpoint.tensors(config.export.weights)
-    weights = {name: tensors[name].to(DTYPES[config.export.dtype]) for name in tensors}
-    load_weights(model, weights, f"{checkpoint.path}/{config.export.weights}.safetensors")
-    save_transformer(model, folder / "transformer")
+    model = load_trained(checkpoint, config.export, trained)
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    if trained_model(trained) == "tr_dit":
+        save_transformer(model, folder / "transformer")
+        add_components(config, trained, folder)
+        card = model_card(checkpoint, config, trained, num_parameters)
+    else:
+        save_transformer(model, folder)
+        card = class_model_card(checkpoint, config, trained, num_parameters)
+    (folder / "README.md").write_text(card)
+    (folder / SOURCE_NAME).write_text(json.dumps(source, indent=2) + "\n")
+
+
+def add_components(config: Config, trained: dict[str, Any], folder: Path) -> None:
+    """VAE, text encoder and index of a text-to-image pipeline."""
+    from t2i.pipeline import copy_component, write_index
 
     vae, text = config.vae, TextEncoderConfig.model_validate(trained["t2i"]["encoders"]["text"])
     if config.export.encoders == "copy":
         vae = copy_component(vae, folder, "vae")
         text = copy_component(text, folder, "text_encoder")
     write_index(folder, named(vae, folder), named(text, folder), config.export.size)
-    num_parameters = sum(weight.numel() for weight in weights.values())
-    (folder / "README.md").write_text(model_card(checkpoint, config, trained, num_parameters))
-    (folder / SOURCE_NAME).write_text(json.dumps(source, indent=2) + "\n")
+
+
+def trained_model(trained: dict[str, Any]) -> str:
+    """launch.train.model of a run's settings; tr_dit where they do not say."""
+    name: str = trained.get("launch", {}).get("train", {}).get("model", "tr_dit")
+    return name
+
+
+def load_trained(
+    checkpoint: Checkpoint, config: ExportConfig, trained: dict[str, Any]
+) -> TRDiT | SiT | MaskDiT:
+    """The model of a checkpoint. Raises as `export`."""
+    import torch
+
+    from t2i.encoders.vae import DTYPES
+    from t2i.models.mask_dit import MaskDiT
+    from t2i.models.sit import SiT
+    from t2i.models.storage import load_weights
+    from t2i.models.tr_dit import TRDiT
+
+    name = trained_model(trained)
+    values = trained["t2i"]["models"][name]
+    model: TRDiT | SiT | MaskDiT
+    with torch.device("meta"):
+        match name:
+            case "sit":
+                model = SiT(SiTConfig.model_validate(values))
+            case "mask_dit":
+                model = MaskDiT(MaskDiTConfig.model_validate(values))
+            case _:
+                model = TRDiT(TRDiTConfig.model_validate(values))
+    tensors = checkpoint.tensors(config.weights)
+    weights = {key: tensors[key].to(DTYPES[config.dtype]) for key in tensors}
+    load_weights(model, weights, f"{checkpoint.path}/{config.weights}.safetensors")
+    return model
 
 
 def named(config: Any, folder: Path) -> Any:
@@ -165,21 +207,12 @@ def model_card(
     checkpoint: Checkpoint, config: Config, trained: dict[str, Any], num_parameters: int
 ) -> str:
     """README.md: what the model is, how it was trained, on what, how well, and how to use it."""
-    training = trained["t2i"].get("training", {})
-    loader = trained.get("data_pipeline", {}).get("loader", {})
-    metrics = last_metrics(Path(config.export.run) / "metrics.jsonl", checkpoint.state.step)
     height, width = config.export.size
-    rows = {
-        "parameters": f"{num_parameters:,}",
-        "step": f"{checkpoint.state.step:,} ({config.export.weights}, {config.export.dtype})",
-        "images seen": f"{checkpoint.state.step * training.get('global_batch', 0):,}",
+    components = {
         "resolution": f"{height}x{width}",
         "VAE": config.vae.path,
         "text encoder": trained["t2i"]["encoders"]["text"]["path"],
-        **{f"last {name}": f"{value:.5g}" for name, value in metrics.items()},
     }
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
-    settings = yaml.safe_dump({"loader": loader, **trained["t2i"]}, sort_keys=False)
     return f"""---
 library_name: sparse-t2i
 pipeline_tag: text-to-image
@@ -196,7 +229,54 @@ pipeline = TextToImagePipeline.from_pretrained("{config.export.output}")
 pipeline("a prompt", guidance="sg", guidance_scale=1.8, gamma_strong=0.1, gamma_weak=0.8).images[0]
 ```
 
-| | |
+{facts(checkpoint, config, trained, num_parameters, components)}"""
+
+
+def class_model_card(
+    checkpoint: Checkpoint, config: Config, trained: dict[str, Any], num_parameters: int
+) -> str:
+    """README.md of a class-conditional model."""
+    name = trained_model(trained)
+    loader = {"sit": "load_sit", "mask_dit": "load_mask_dit"}[name]
+    return f"""---
+library_name: sparse-t2i
+license: apache-2.0
+---
+# {name}, exported from {Path(config.export.run).name}
+
+A class-conditional diffusion transformer in the latents of a VAE.
+
+```python
+from pathlib import Path
+from t2i.models.{name} import {loader}
+
+model = {loader}(Path("{config.export.output}"))
+```
+
+{facts(checkpoint, config, trained, num_parameters, {})}"""
+
+
+def facts(
+    checkpoint: Checkpoint,
+    config: Config,
+    trained: dict[str, Any],
+    num_parameters: int,
+    components: dict[str, str],
+) -> str:
+    """The end of a model card: a table with ``components`` in it, and the run's settings."""
+    training = trained["t2i"].get("training", {})
+    loader = trained.get("data_pipeline", {}).get("loader", {})
+    metrics = last_metrics(Path(config.export.run) / "metrics.jsonl", checkpoint.state.step)
+    rows = {
+        "parameters": f"{num_parameters:,}",
+        "step": f"{checkpoint.state.step:,} ({config.export.weights}, {config.export.dtype})",
+        "images seen": f"{checkpoint.state.step * training.get('global_batch', 0):,}",
+        **components,
+        **{f"last {name}": f"{value:.5g}" for name, value in metrics.items()},
+    }
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    settings = yaml.safe_dump({"loader": loader, **trained["t2i"]}, sort_keys=False)
+    return f"""| | |
 |---|---|
 {table}
 

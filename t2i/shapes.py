@@ -96,6 +96,16 @@ def random_scene(rng: np.random.Generator, max_objects: int = 3) -> Scene:
     return Scene(objects, PATTERNS[rng.integers(len(PATTERNS))], tone)
 
 
+def scene_class(scene: Scene) -> int:
+    """The class of a scene for class-conditional models: its first object's colour and shape.
+
+    In [0, 24): four shapes of the first colour, then those of the second, in the order of `COLORS`
+    and `SHAPES`.
+    """
+    first = scene.objects[0]
+    return tuple(COLORS).index(first.color) * len(SHAPES) + SHAPES.index(first.shape)
+
+
 def render(scene: Scene, rng: np.random.Generator, size: int = 128) -> Image.Image:
     """Draw a scene as an RGB picture of ``size`` x ``size`` pixels.
 

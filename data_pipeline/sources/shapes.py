@@ -5,7 +5,8 @@
     <folder>/metadata.parquet    rows in the COYO-700M schema, written last
     <folder>/settings.json       what made the folder
 
-The alt texts of the rows are as poor as the web's: they hardly tell what is to be seen.
+The alt texts of the rows are as poor as the web's: they hardly tell what is to be seen. A further
+column, ``label``, is the class of the scene (`t2i.shapes.scene_class`).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from data_pipeline.images import encode_image
 from data_pipeline.sources.picture_server import PictureServer
 from t2i.config import Section, add_config_arguments, config_from_args, describe_config, section
 from t2i.console import get_logger, progress, run_command
-from t2i.shapes import Scene, SceneObject, random_scene, render
+from t2i.shapes import Scene, SceneObject, random_scene, render, scene_class
 
 EPILOG = """\
 examples:
@@ -212,6 +213,7 @@ def _good_rows(
     size = config.image_size
     return [
         _row(picture.url, _alt_text(picture.scene, rng), size, picture.image_phash, score, rng)
+        | {"label": scene_class(picture.scene)}
         for picture, score in zip(pictures, scores, strict=True)
     ]
 
@@ -221,12 +223,14 @@ def _bad_rows(
 ) -> list[tuple[int, dict[str, Any]]]:
     """(good row that it stands behind, row) for each bad row; corrupt files are written here."""
 
-    def placed(url: str, phash: str | None = None, after: int = 0) -> tuple[int, dict[str, Any]]:
+    def placed(
+        url: str, picture: Picture | None = None, after: int = 0
+    ) -> tuple[int, dict[str, Any]]:
         original = pictures[int(rng.integers(len(pictures)))]
         text = _alt_text(original.scene, rng)
-        row = _row(
-            url, text, config.image_size, phash or rng.bytes(8).hex(), rng.uniform(3, 7), rng
-        )
+        phash = picture.image_phash if picture else rng.bytes(8).hex()
+        row = _row(url, text, config.image_size, phash, rng.uniform(3, 7), rng)
+        row["label"] = scene_class((picture or original).scene)
         return int(rng.integers(after, len(pictures))), row
 
     def number(share: float) -> range:
@@ -243,11 +247,11 @@ def _bad_rows(
         rows.append(placed(f"{config.base_url}/{name}"))
     for _ in number(config.duplicate_urls):
         at = int(rng.integers(len(pictures)))
-        rows.append(placed(pictures[at].url, pictures[at].image_phash, at))
+        rows.append(placed(pictures[at].url, pictures[at], at))
     for _ in number(config.duplicate_pictures):
         at = int(rng.integers(len(pictures)))
         query = f"?w={rng.integers(100, 1000)}&v={len(rows)}"
-        rows.append(placed(pictures[at].url + query, pictures[at].image_phash, at))
+        rows.append(placed(pictures[at].url + query, pictures[at], at))
     for index in number(config.private_addresses):
         round_number, which = divmod(index, len(PRIVATE_URLS))
         rows.append(placed(PRIVATE_URLS[which] + (f"?{round_number}" if round_number else "")))
@@ -304,7 +308,7 @@ def _alt_text(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def _write_metadata(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """In COYO's own types: 32-bit integers and floats, snappy."""
+    """In COYO's own types: 32-bit integers and floats, snappy; and the column ``label``."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -312,6 +316,7 @@ def _write_metadata(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
     narrow = dict.fromkeys(INT_COLUMNS, pa.int32()) | dict.fromkeys(FLOAT_COLUMNS, pa.float32())
     schema = pa.schema([(field.name, narrow.get(field.name, field.type)) for field in SCHEMA])
+    schema = schema.append(pa.field("label", pa.int32()))
     aside = path.with_name(path.name + ".tmp")
     table = pa.Table.from_pylist(list(rows), schema)
     pq.write_table(table, aside, row_group_size=ROWS_PER_GROUP)

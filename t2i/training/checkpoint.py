@@ -3,7 +3,7 @@
 ``checkpoints/step-00001000/`` holds, all fp32 safetensors keyed by parameter name:
 
     weights.safetensors  ema.safetensors  exp_avg.safetensors  exp_avg_sq.safetensors
-    state.json           position: steps, updates, skipped steps
+    state.json           position: steps, updates, skipped steps; what moves in the objective
     config.yaml          the run's config
     manifest.json        size and sha256 of every other file; written last
 
@@ -21,7 +21,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,12 +46,14 @@ class TrainingState:
         optimizer_steps: updates that Adam's moments have seen.
         ema_updates: updates that the EMA has seen.
         skipped: steps without an update, because their gradient was not finite.
+        objective: what moves in the objective, such as lambda; {} = nothing.
     """
 
     step: int
     optimizer_steps: int
     ema_updates: int
     skipped: int
+    objective: Mapping[str, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -46,25 +46,6 @@ class ContrastedConditions:
     dropped_B: Tensor | None = None
 
 
-def drop_labels(
-    labels_B: Tensor,
-    null_label: int,
-    ratio: float,
-    seed: int,
-    step: int,
-    sample_ids_B: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Replace labels by ``null_label`` with probability ``ratio``, one draw per sample.
-
-    Returns:
-        the labels, and which were dropped, (B,) bool.
-    """
-    device = labels_B.device
-    draws_B = rng.uniform(seed, "label dropout", step, sample_ids_B, (), device)
-    dropped_B = draws_B < ratio
-    return labels_B.masked_fill(dropped_B, null_label), dropped_B
-
-
 def draw_references(
     pool: Condition, count: int, seed: int, step: int, sample_ids_B: Tensor
 ) -> tuple[Condition, ...]:

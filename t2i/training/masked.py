@@ -86,17 +86,17 @@ class MaskedFlowMatching:
         return self.base.validation_loss(network, batch, condition, timestep)
 
 
-def gradient_norms(terms: MaskedTerms, parameter: Tensor) -> tuple[float, float]:
-    """Norms of the gradients of the visible and the masked mean, for `balanced_weight`.
+def term_gradients(terms: MaskedTerms, parameter: Tensor) -> Tensor:
+    """Gradients of the visible and the masked mean, (2, ...) float32; norms: `balanced_weight`.
 
-    Costs a backward pass from the losses to ``parameter`` for each, so choose one near the end of
-    the network. The graph stays usable.
+    They add up over micro-batches and processes, as the norms do not. Costs a backward pass from
+    the losses to ``parameter`` for each, so choose one near the end of the network.
     """
-    visible, masked = (
-        torch.autograd.grad(term_B.mean(), parameter, retain_graph=True)[0].norm().item()
+    gradients = [
+        torch.autograd.grad(term_B.mean(), parameter, retain_graph=True)[0].float()
         for term_B in (terms.visible_B, terms.masked_B)
-    )
-    return visible, masked
+    ]
+    return torch.stack(gradients)
 
 
 def visible_pixels(keep_ids_BK: Tensor, size: tuple[int, ...], patch_size: int) -> Tensor:

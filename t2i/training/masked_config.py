@@ -10,15 +10,20 @@ from t2i.config import Section
 
 
 class BalancedWeight(Section):
-    """lambda that gives both terms gradients of one size, see `balanced_weight`."""
+    """lambda that gives both terms gradients of one size, see `balanced_weight`.
 
-    decay: float = Field(default=0.99, ge=0, lt=1, description="of the running average; 0: none")
+    A step uses what the steps before it have measured; the first step of a run uses 1.
+    """
+
+    every: int = Field(default=10, ge=1, description="steps; a measurement costs a forward pass")
+    decay: float = Field(default=0.9, ge=0, lt=1, description="of the running average; 0: none")
     highest: float = Field(default=10.0, gt=0)
 
 
 class MaskedConfig(Section):
-    """The second term of Sparse Guidance, eq. A4."""
+    """The second term of Sparse Guidance, eq. A4. ``gamma`` is the share of masked tokens."""
 
+    name: Literal["masked"] = "masked"
     # lambda: a number, or balanced
     weight: Annotated[float, Field(ge=0)] | BalancedWeight = BalancedWeight()
     masked_target: Literal["zero", "velocity"] = Field(
@@ -35,7 +40,7 @@ def balanced_weight(
     Args:
         weight: the present lambda; None at the first step, which takes the ratio as it is.
         visible_norm, masked_norm: of the two terms' gradients with respect to one parameter that
-            both share, say the last layer (`masked.gradient_norms`); finite, >= 0. masked_norm may
+            both share, say the last layer (`masked.term_gradients`); finite, >= 0. masked_norm may
             be 0, as it is for a network whose last layer starts at zero.
     """
     ratio = config.highest

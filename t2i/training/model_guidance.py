@@ -86,11 +86,15 @@ class ModelGuidance:
             *self._scale_input(scale_B),
         )
         target_BCHW = noised.velocity_BCHW
-        if batch.step >= self.config.from_step and self._scale != 1:
+        if self.asks_teacher(batch.step):
             strength_B = self._strengths(noised, conditions, scale_B)
             strength_B111 = flow.expand_timestep(strength_B, target_BCHW)
             target_BCHW = target_BCHW + strength_B111 * self._contrast(teacher, noised, conditions)
         return noised.losses(predicted_BCHW, target_BCHW)
+
+    def asks_teacher(self, step: int) -> bool:
+        """Whether the target of a step is guided, so that the teacher must be up to date."""
+        return step >= self.config.from_step and self._scale != 1
 
     def validation_loss(
         self, network: GuidedNetwork, batch: TrainingBatch, condition: Condition, timestep: float

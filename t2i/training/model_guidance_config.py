@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -41,6 +41,7 @@ class ModelGuidanceConfig(Section):
     its own guided prediction teaches it. A scale-aware one predicts CFG at omega = w.
     """
 
+    name: Literal["model_guidance"] = "model_guidance"
     # a number for all samples, an interval (scale-aware), or automatic
     scale: Annotated[float, Field(ge=1)] | ScaleInterval | AutoScale = 1.5
     num_references: int = Field(
@@ -53,6 +54,10 @@ class ModelGuidanceConfig(Section):
     teacher_skips_tokens: bool = Field(
         default=False, description="route the teacher like the trained network; else it is dense"
     )
+    # 1 is exact. A longer interval saves gathering the average at each step; the teacher is then
+    # up to that many steps old, and a run that is stopped within an interval goes on with a newer
+    # one than if it had not been stopped.
+    teacher_every: int = Field(default=1, ge=1, description="steps between two averages as teacher")
 
     @property
     def feeds_scale(self) -> bool:

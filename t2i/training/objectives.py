@@ -15,14 +15,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from t2i import flow, rng
 from t2i.batch import TrainingBatch
-from t2i.encoders.text import TextStates
 from t2i.flow import TimestepConfig
 from t2i.models.routing import draw_keep_ids
-from t2i.models.tr_dit import TRDiT
 from t2i.training.conditions import Condition
 
 # (x_t BCHW, timestep B, condition of B rows, keep ids BK or None) -> velocity BCHW
@@ -57,25 +55,6 @@ class Noised:
         """Mean squared error of each sample."""
         error_BCHW = predicted_BCHW.float() - target_BCHW
         return Losses(error_BCHW.square().mean(dim=(1, 2, 3)), self.timestep_B)
-
-
-class TextConditioned(nn.Module):
-    """TR-DiT with its text preparation as one call: the module that DeepSpeed wraps."""
-
-    def __init__(self, model: TRDiT) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(
-        self,
-        latents_BCHW: Tensor,
-        timestep_B: Tensor,
-        text: TextStates,
-        keep_ids_BK: Tensor | None,
-    ) -> Tensor:
-        """The velocity, in the dtype of ``latents_BCHW``."""
-        context = self.model.prepare_text(text.states, text.mask)
-        return self.model(latents_BCHW, timestep_B, context, keep_ids_BK)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -11,9 +11,8 @@ from torch import Tensor
 from torch import distributed as dist
 
 from t2i.batch import TrainingBatch
-from t2i.encoders.text import TextStates
-from t2i.models.tr_dit import TRDiT
 from t2i.training import checkpoint
+from t2i.training.backbone import Backbone
 from t2i.training.checkpoint import Checkpoint
 from t2i.training.engine import MOMENTS
 from t2i.training.training_config import TrainingConfig
@@ -32,6 +31,7 @@ class Start:
         ema_updates: updates that the EMA has seen.
         step: steps that this run has done.
         skipped: those of them without an update.
+        objective: where the objective's state stands; {} = at its start.
     """
 
     source: str
@@ -42,6 +42,7 @@ class Start:
     ema_updates: int = 0
     step: int = 0
     skipped: int = 0
+    objective: Mapping[str, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,7 @@ class Run:
 
     Attributes:
         folder: receives config.yaml, metrics.jsonl and checkpoints/.
-        model: with fp32 weights, on the CPU.
-        encode: captions -> states and mask, without gradients, on ``device``.
+        backbone: the model, and where its conditions come from.
         batches: step -> this rank's micro-batches from that step on, in order.
         validation: this rank's held-out batches, equally many on each rank; may be empty.
         start: from `resume` when ``folder`` has a checkpoint.
@@ -61,8 +61,7 @@ class Run:
     name: str
     folder: Path
     config: TrainingConfig
-    model: TRDiT
-    encode: Callable[[Sequence[str]], TextStates]
+    backbone: Backbone
     batches: Callable[[int], Iterator[TrainingBatch]]
     validation: Sequence[TrainingBatch]
     start: Start
@@ -84,7 +83,7 @@ def resume(saved: Checkpoint) -> Start:
     """Go on with the run that wrote ``saved``."""
     state = saved.state
     start = start_new_run(saved, with_moments=True)
-    return replace(start, step=state.step, skipped=state.skipped)
+    return replace(start, step=state.step, skipped=state.skipped, objective=state.objective)
 
 
 def start_new_run(saved: Checkpoint, with_moments: bool) -> Start:

@@ -1,7 +1,8 @@
 """The training run, in the order of its life: set up, load, report, step, log, save.
 
 All progress is one integer, the number of steps done: learning rate, EMA decay, data position and
-every random draw are functions of it. So the same call goes on where the last one stopped.
+every random draw are functions of it. What an objective measures on its way (a few numbers) is
+saved beside it. So the same call goes on where the last one stopped.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from t2i.training.checkpoint import TrainingState
 from t2i.training.ema import EMA
 from t2i.training.engine import MOMENTS, Engine
 from t2i.training.metrics import NUM_TIME_BINS, LossSums, Reporter, mean_losses
-from t2i.training.objectives import FlowMatching, TextConditioned
+from t2i.training.moving_objectives import make_objective
 from t2i.training.run import Run, Start
 
 VALIDATION_TIMES = tuple((i + 0.5) / 8 for i in range(8))
@@ -76,12 +77,6 @@ class Trainer:
         self.accumulation = run.config.accumulation(self.world_size)
         self.checkpoints = run.folder / "checkpoints"
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-        self.objective = FlowMatching(
-            run.config.seed,
-            run.config.gamma,
-            run.config.timestep,
-            run.model.config.patch_size,
-        )
         self._load(run.start)
         self.stop_wanted = False  # by a signal to this process
         self.stop_agreed = False  # by all processes, after the same step
@@ -105,10 +100,11 @@ class Trainer:
 
     def _load(self, start: Start) -> None:
         self.step, self.skipped = start.step, start.skipped
+        backbone = self.run.backbone
         if start.weights is not None:
-            load_weights(self.run.model, dict(start.weights), start.source)
-        network = TextConditioned(self.run.model)
-        self.engine = Engine(network, self.run.model, self.config, self.world_size)
+            load_weights(backbone.model, dict(start.weights), start.source)
+        self.objective = make_objective(self.config, backbone, self.run.device, start.objective)
+        self.engine = Engine(backbone.network, backbone.model, self.config, self.world_size)
         self.ema = EMA(self.engine.masters, start.ema_updates)
         if start.ema is not None:
             self.engine.scatter(self.ema.averages, start.ema)
@@ -175,20 +171,22 @@ class Trainer:
         sums = LossSums(self.run.device)
         learning_rate = self.config.learning_rate_at(self.step)
         keys: list[str] = []
+        self.objective.begin_step(self.step, lambda: self.engine.gather(self.ema.averages))
         for _ in range(self.accumulation):
             with window.timed("data"):
                 batch = next(batches)
             assert batch.step == self.step, f"batch of step {batch.step} at step {self.step}"
             batch = self._to_device(batch)
             with window.timed("text"):
-                text = self.run.encode(batch.captions)
-            losses = self.objective.training_loss(self.engine.network, batch, text)
+                condition = self.run.backbone.conditioner.given(batch)
+            losses = self.objective.training_loss(self.engine.network, batch, condition)
             sums.add(losses.loss_B, losses.timestep_B)
             self.engine.backward(losses.loss_B.mean())
             self.engine.step(learning_rate)
             keys += batch.keys
         if self.engine.was_applied:
             self.ema.update(self.config.ema_decay)
+            self.objective.end_step()
             self.skipped_in_a_row = 0
             window.gradient_norm = self.engine.gradient_norm
             window.sums_2T += self._agree(sums.sums_2T)
@@ -251,6 +249,7 @@ class Trainer:
                 "samples_seen": self.step * self.config.global_batch,
                 "skipped": self.skipped,
                 "memory_gb": _memory_gb(self.run.device),
+                **self.objective.state,
             }
         )
         bar.update(window.steps, {"loss": loss, "images/s": rate})
@@ -268,13 +267,16 @@ class Trainer:
         sums = LossSums(self.run.device)
         for batch in self.run.validation:
             batch = self._to_device(batch)
-            text = self.run.encode(batch.captions)
+            condition = self.run.backbone.conditioner.given(batch)
             for timestep in VALIDATION_TIMES:
-                losses = self.objective.validation_loss(self.engine.network, batch, text, timestep)
+                losses = self.objective.validation_loss(
+                    self.engine.network, batch, condition, timestep
+                )
                 sums.add(losses.loss_B, losses.timestep_B)
         self.engine.network.train()
         dist.all_reduce(sums.sums_2T)
         loss, by_time = mean_losses(sums.sums_2T)
+        self.objective.end_validation(loss)
         if self.reporter is not None:
             self.reporter.write(
                 {"step": self.step, "validation_loss": loss, "validation_by_time": by_time}
@@ -318,7 +320,11 @@ class Trainer:
     def _commit(self, temporary: Path) -> None:
         if self.rank == 0:
             state = TrainingState(
-                self.step, self.engine.optimizer_steps, self.ema.updates, self.skipped
+                self.step,
+                self.engine.optimizer_steps,
+                self.ema.updates,
+                self.skipped,
+                self.objective.state,
             )
             checkpoint.commit(temporary, state, self.run.settings, self.config.keep_checkpoints)
 

@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from t2i.config import Section
 from t2i.flow import TimestepConfig
+from t2i.training.masked_config import BalancedWeight, MaskedConfig
+from t2i.training.objective_config import FlowMatchingConfig, ObjectiveConfig
 
 
 class TrainingConfig(Section):
@@ -28,8 +30,11 @@ class TrainingConfig(Section):
     global_batch: int = Field(default=3_072, ge=1)
     micro_batch: int = Field(default=32, ge=1, description="samples of one forward of one process")
 
-    # Objective: flow matching on routed tokens.
-    gamma: float = Field(default=0.5, ge=0, lt=1, description="fraction of tokens that skip")
+    # Objective; sparsity and times are common to all of them.
+    objective: ObjectiveConfig = FlowMatchingConfig()
+    gamma: float = Field(
+        default=0.5, ge=0, lt=1, description="fraction of tokens that skip, or are masked"
+    )
     timestep: TimestepConfig = TimestepConfig()
 
     # Engine.
@@ -50,6 +55,16 @@ class TrainingConfig(Section):
         if self.global_batch % self.micro_batch:
             raise ValueError(
                 f"global_batch {self.global_batch} is not a multiple of micro_batch {self.micro_batch}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _weights_are_whole_where_they_are_measured(self) -> TrainingConfig:
+        weight = self.objective.weight if isinstance(self.objective, MaskedConfig) else None
+        if isinstance(weight, BalancedWeight) and self.zero_stage == 3:
+            raise ValueError(
+                "objective.weight is measured on whole weights, which zero_stage 3 does not keep; "
+                "set zero_stage to 2, or objective.weight to a number"
             )
         return self
 

@@ -94,6 +94,7 @@ def write_latents() -> Callable[..., list[str]]:
         bucket_of: Callable[[int], str] = _one_bucket,
         storage: StorageConfig | None = None,
         vae: str = "test",
+        label_of: Callable[[int], object] | None = None,
     ) -> list[str]:
         output, keys = StepOutput.open(url, storage), []
         output.begin({"vae": vae})
@@ -103,7 +104,7 @@ def write_latents() -> Callable[..., list[str]]:
                 for row in range(1, size + 1):
                     key, number = f"{shard:05d}{row:06d}", len(keys)
                     bucket = bucket_of(number)
-                    sample = latents_sample(key, number, bucket)
+                    sample = latents_sample(key, number, bucket, label_of)
                     writer.add(Outcome(Row(key, "ok", columns={"bucket": bucket}), sample))
                     keys.append(key)
                 writer.commit()
@@ -112,10 +113,15 @@ def write_latents() -> Callable[..., list[str]]:
     return write
 
 
-def latents_sample(key: str, number: int, bucket: str) -> Sample:
+def latents_sample(
+    key: str, number: int, bucket: str, label_of: Callable[[int], object] | None
+) -> Sample:
     buffer = io.BytesIO()
     np.save(buffer, np.full(MOMENTS_SHAPES[bucket], number, np.float16))
-    facts = {"captions": [f"{key} level {level}" for level in range(4)], "bucket": bucket}
+    captions = [f"{key} level {level}" for level in range(4)]
+    facts: dict[str, object] = {"captions": captions, "bucket": bucket}
+    if label_of is not None:
+        facts["label"] = label_of(number)
     return Sample(key, {"npy": buffer.getvalue(), "json": json.dumps(facts).encode()})
 
 

@@ -52,10 +52,12 @@ def picture(color: str, width: int = 128, height: int = 128) -> bytes:
     return encode_image(Image.new("RGB", (width, height), color), "png", 95)
 
 
-def write_images(url: str, pictures: dict[str, bytes], shard_id: str = "00000") -> None:
+def write_images(
+    url: str, pictures: dict[str, bytes], shard_id: str = "00000", columns: bytes = b"{}"
+) -> None:
     with StepOutput.open(url).writer(shard_id) as writer:
         for key, data in pictures.items():
-            writer.add(Outcome(Row(key, "ok"), Sample(key, {"png": data, "json": b"{}"})))
+            writer.add(Outcome(Row(key, "ok"), Sample(key, {"png": data, "json": columns})))
         writer.commit()
 
 
@@ -79,6 +81,32 @@ def run(config: LatentsConfig) -> dict[str, Outcome]:
     outcomes = step.run(items)
     assert [outcome.row.key for outcome in outcomes] == [item.key for item in items]
     return {outcome.row.key: outcome for outcome in outcomes}
+
+
+@pytest.mark.parametrize(
+    ("columns", "label"), [(b'{"label": 7}', 7), (b'{"label": null}', None), (b"{}", None)]
+)
+def test_a_label_of_the_metadata_reaches_the_latents(
+    tmp_path: Path, columns: bytes, label: int | None
+) -> None:
+    write_images(str(tmp_path / "images"), {"a": picture("red")}, columns=columns)
+    write_captions(str(tmp_path / "captions"), ["a"])
+    sample = run(configure(tmp_path))["a"].sample
+    assert sample is not None
+    facts = json.loads(sample.parts["json"])
+    assert facts.get("label") == label
+    assert ("label" in facts) == (label is not None), "latents without labels stay as they were"
+
+
+def test_pictures_with_labels_alone_need_no_captions(tmp_path: Path) -> None:
+    pictures = {"a": picture("red"), "b": picture("blue")}
+    write_images(str(tmp_path / "images"), pictures, columns=b'{"label": 7}')
+    config = configure(tmp_path, captions=None)
+    for outcome in run(config).values():
+        assert outcome.sample is not None
+        facts = json.loads(outcome.sample.parts["json"])
+        assert (facts["captions"], facts["label"]) == ([""] * 4, 7)
+    assert make_job(config, VAEConfig(), StorageConfig()).shard_ids == ["00000"]
 
 
 @pytest.mark.parametrize("resolution", [128, 256, 512])

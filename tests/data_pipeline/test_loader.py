@@ -1,5 +1,6 @@
 """Proves the loader: batches are the plan's samples, the same at every world size and from every
-start, with or without workers; captions are drawn by sample with the stated probabilities; kept
+start, with or without workers; captions are drawn by sample with the stated probabilities; labels
+come from the samples and are dropped with the captions; kept
 keys, the held-out part and resolution buckets are obeyed; a shard that is missing, cut or changed
 names itself."""
 
@@ -20,7 +21,7 @@ from data_pipeline.loader import LatentBatches, Share, make_loader
 from data_pipeline.loader_config import LoaderConfig
 from data_pipeline.manifest import StepOutput
 from data_pipeline.storage import StorageConfig
-from t2i.batch import TrainingBatch
+from t2i.batch import DROPPED, TrainingBatch
 
 SIZES = [9, 0, 14, 7]
 NUM_SAMPLES = sum(SIZES)
@@ -208,6 +209,36 @@ def test_captions_are_drawn_with_the_stated_probabilities(latents: str) -> None:
     for key, caption in zip(keys(found), captions, strict=True):
         by_key.setdefault(key, set()).add(caption[-1:])
     assert all(len(of_key) == 4 for of_key in by_key.values())
+
+
+def test_labels_are_those_of_the_samples_and_are_dropped_with_the_captions(
+    tmp_path: Path, write_latents: Writer
+) -> None:
+    url = str(tmp_path / "labelled")
+    all_keys = write_latents(url, SIZES, label_of=lambda number: 3 * number)
+    plain = batches(configure(url, caption_dropout=0.3), 40)
+    labelled = batches(configure(url, caption_dropout=0.3, labels=True), 40)
+    assert samples(plain) == samples(labelled), "labels change nothing else"
+    assert {batch.labels for batch in plain} == {None}
+    num_dropped = 0
+    for batch in labelled:
+        assert batch.labels is not None
+        assert batch.labels.dtype == torch.int64
+        for key, caption, label in zip(batch.keys, batch.captions, batch.labels, strict=True):
+            assert label == (DROPPED if caption == "" else 3 * all_keys.index(key))
+            num_dropped += caption == ""
+    # 320 draws: the share's standard error is 0.026
+    assert num_dropped / 320 == pytest.approx(0.3, abs=0.1)
+
+
+@pytest.mark.parametrize("label", [None, "cat", -1])
+def test_a_missing_label_names_the_sample(
+    label: object, tmp_path: Path, write_latents: Writer
+) -> None:
+    url = str(tmp_path / "labelled")
+    write_latents(url, SIZES, label_of=lambda number: label if number == 4 else 0)
+    with pytest.raises(ValueError, match=r"sample 00000000005 has no label .* found"):
+        batches(configure(url, labels=True), 4)
 
 
 def test_it_reads_from_s3(s3_url: str, s3_config: StorageConfig, write_latents: Writer) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,8 @@ from launch.train_t2i import fresh_start, main
 from t2i.config import ConfigError
 from t2i.flow import TimestepConfig
 from t2i.training import checkpoint
+from t2i.training.model_guidance_config import ModelGuidanceConfig
+from t2i.training.objective_config import FlowMatchingConfig
 from t2i.training.training_config import TrainingConfig
 
 SCRIPT = Path(__file__).resolve().parents[2] / "launch" / "train_t2i.py"
@@ -54,6 +55,14 @@ def test_a_stage_is_a_difference_from_the_shared_settings() -> None:
     assert stage.learning_rate == base.learning_rate
 
 
+def test_a_stage_may_have_another_objective() -> None:
+    base = TrainingConfig.model_validate({"objective": {"name": "model_guidance"}})
+    stage = stage_section(base, {"objective": {"name": "flow_matching"}}, "launch.train.stage2")
+    assert stage.objective == FlowMatchingConfig()
+    stage = stage_section(base, {"objective": {"scale": 1.25}}, "launch.train.stage2")
+    assert stage.objective == ModelGuidanceConfig(scale=1.25)
+
+
 def test_an_unknown_key_of_a_stage_is_named() -> None:
     with pytest.raises(ConfigError, match=r"launch\.train\.stage2\.training\.step.*valid.*steps"):
         stage_section(TrainingConfig(), {"step": 5}, "launch.train.stage2.training")
@@ -62,15 +71,6 @@ def test_an_unknown_key_of_a_stage_is_named() -> None:
 def test_stage_2_starts_from_stage_1_by_default() -> None:
     config = LaunchConfig()
     assert config.stage(2).start_from_run == config.stage(1).folder
-
-
-@pytest.fixture(scope="module")
-def process_group() -> Iterator[None]:
-    from t2i.training.engine import start_processes, stop_processes
-
-    start_processes(timeout_minutes=1)
-    yield
-    stop_processes()
 
 
 def write_stage_1(folder: Path) -> None:

@@ -13,6 +13,8 @@ import yaml
 from t2i.console import run_command
 from t2i.encoders.text_config import TextEncoderConfig
 from t2i.export import main
+from t2i.models.sit import SiT, load_sit
+from t2i.models.sit_config import SiTConfig
 from t2i.models.tr_dit import TRDiT
 from t2i.pipeline import TextToImagePipeline
 from t2i.training.checkpoint import TrainingState, commit, write_tensors
@@ -123,6 +125,27 @@ def test_the_model_card_tells_step_data_and_metrics(export: Export, tmp_path: Pa
         "latents: somewhere/latents",
     ):
         assert expected in card
+
+
+def test_a_class_conditional_model_becomes_its_own_folder(export: Export, tmp_path: Path) -> None:
+    model = SiT(SiTConfig(num_layers=2, width=16, num_heads=2, num_classes=3, routes=()))
+    temporary = tmp_path / "classes" / "checkpoints" / "step-00000005.tmp"
+    temporary.mkdir(parents=True)
+    write_tensors(temporary, "ema", dict(model.state_dict()))
+    settings = {
+        "launch": {"train": {"model": "sit"}},
+        "t2i": {"models": {"sit": model.config.model_dump(mode="json")}},
+    }
+    commit(temporary, TrainingState(5, 5, 5, 0), yaml.safe_dump(settings), keep=3)
+    assert export("--run", str(tmp_path / "classes")) == 0
+    loaded = load_sit(tmp_path / "export")
+    assert loaded.config == model.config
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+    assert not (tmp_path / "export" / "model_index.json").exists()
+    card = (tmp_path / "export" / "README.md").read_text()
+    assert "# sit, exported from classes" in card
+    assert "| step | 5 (ema, float32) |" in card
 
 
 def test_it_refuses_a_run_without_checkpoints_and_a_foreign_folder(

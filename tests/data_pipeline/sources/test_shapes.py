@@ -18,7 +18,7 @@ from data_pipeline.sources import shapes
 from data_pipeline.sources.coyo import SCHEMA, CoyoMetadata
 from data_pipeline.sources.picture_server import PictureServer
 from data_pipeline.sources.shapes import ShapesConfig, load_pictures, make_source, serve
-from t2i.shapes import detect
+from t2i.shapes import COLORS, SHAPES, detect
 
 NUM_IMAGES = 60
 
@@ -55,7 +55,7 @@ def port(source: Path) -> Iterator[int]:
 
 def test_the_metadata_is_a_coyo_table_with_the_wanted_bad_rows(source: Path) -> None:
     table = pq.read_table(source / "metadata.parquet")
-    assert table.column_names == SCHEMA.names
+    assert table.column_names == [*SCHEMA.names, "label"]
     assert CoyoMetadata.open(str(source / "metadata.parquet")).num_rows == table.num_rows
     rows = table.to_pylist()
     assert [row["id"] for row in rows] == sorted({row["id"] for row in rows})
@@ -66,6 +66,20 @@ def test_the_metadata_is_a_coyo_table_with_the_wanted_bad_rows(source: Path) -> 
     assert sum(pictures.values()) == NUM_IMAGES + 3 + 3
     assert sum(row["url"].startswith(f"{base}corrupt") for row in rows) == 6
     assert sum(not row["url"].startswith(base) for row in rows) == 9
+
+
+def test_a_label_is_the_colour_and_shape_of_the_first_object(source: Path) -> None:
+    """Every row that shows a picture, also under another address; decoded back to words."""
+    objects = {picture.file: picture.scene.objects[0] for picture in load_pictures(source)}
+    shown = 0
+    for row in pq.read_table(source / "metadata.parquet").to_pylist():
+        first = objects.get(row["url"].split("/")[-1].split("?")[0])
+        assert 0 <= row["label"] < 24
+        if first is not None:
+            color, shape = divmod(row["label"], 4)
+            assert (tuple(COLORS)[color], SHAPES[shape]) == (first.color, first.shape)
+            shown += 1
+    assert shown == NUM_IMAGES + 3 + 3
 
 
 def test_scores_are_low_and_null_in_the_wanted_shares(source: Path) -> None:

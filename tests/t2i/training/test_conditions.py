@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from t2i.encoders.text import TextStates
-from t2i.training.conditions import draw_references, drop_labels, repeat, select
+from t2i.training.conditions import draw_references, repeat, select
 
 
 def make_text() -> TextStates:
@@ -29,17 +29,6 @@ def test_a_null_condition_of_one_row_serves_a_batch() -> None:
     assert isinstance(null, TextStates)
     assert null.states.shape == (4, 2, 2)
     assert (null.states == make_text().states[1]).all()
-
-
-def test_labels_are_dropped_at_their_ratio_and_by_sample() -> None:
-    ids = torch.arange(20_000)
-    labels, dropped = drop_labels(ids % 7, 1000, 0.1, seed=0, step=5, sample_ids_B=ids)
-    # binomial: a standard deviation of 0.0021
-    assert dropped.float().mean().item() == pytest.approx(0.1, abs=0.01)
-    assert ((labels == 1000) == dropped).all()
-    assert (labels[~dropped] == (ids % 7)[~dropped]).all()
-    alone = drop_labels(ids[40:41] % 7, 1000, 0.1, seed=0, step=5, sample_ids_B=ids[40:41])
-    assert alone[1].item() == dropped[40].item()
 
 
 def test_references_are_distinct_uniform_and_drawn_by_sample() -> None:

@@ -25,7 +25,7 @@ from t2i.batch import TrainingBatch
 from t2i.flow import TimestepConfig
 from t2i.models.routing import draw_keep_ids
 from t2i.sampling.solvers import integrate, time_grid
-from t2i.training.conditions import ContrastedConditions, drop_labels
+from t2i.training.conditions import ContrastedConditions
 from t2i.training.ema import EMA, averaged_network
 from t2i.training.model_guidance import ModelGuidance
 from t2i.training.model_guidance_config import ModelGuidanceConfig, ScaleInterval
@@ -140,7 +140,8 @@ def training_batches(start: int, stop: int) -> Iterator[tuple[TrainingBatch, Ten
         ids = torch.arange(BATCH_SIZE) + step * BATCH_SIZE
         drawn = rng.words(0, "gaussian", step, ids, 1)[:, 0] % 4
         moments = torch.cat([means_of(NULL)[drawn], torch.full((BATCH_SIZE, 2), STD)], dim=1)
-        labels, dropped = drop_labels(drawn // 2, NULL, 0.2, 0, step, ids)
+        dropped = rng.uniform(0, "label dropout", step, ids, ()) < 0.2
+        labels = (drawn // 2).masked_fill(dropped, NULL)
         yield TrainingBatch(moments[..., None, None], (), (), ids, step), labels, dropped
 
 

@@ -14,8 +14,9 @@ from t2i.encoders.text import TextStates
 from t2i.flow import TimestepConfig
 from t2i.models.tr_dit import TRDiT
 from t2i.models.tr_dit_config import TRDiTConfig
+from t2i.training.backbone import TextConditioned
 from t2i.training.conditions import select
-from t2i.training.objectives import FlowMatching, TextConditioned
+from t2i.training.objectives import FlowMatching
 
 OBJECTIVE = FlowMatching(seed=1, gamma=0.5, timestep=TimestepConfig(), patch_size=2)
 

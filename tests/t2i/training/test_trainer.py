@@ -62,8 +62,10 @@ def largest_difference(first: Path, second: Path) -> float:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six steps straight, six steps stopped by SIGTERM after three, and three alone."""
     folder = tmp_path_factory.mktemp("runs")
-    launch(folder, "straight:6:0:2:bf16", "stopped:6:3:2:bf16", "moved:6:3:2:fp32")
-    launch(folder, "stopped:6:0:2:bf16")
+    launch(
+        folder, "straight:6:0:2:bf16:tr_dit", "stopped:6:3:2:bf16:tr_dit", "moved:6:3:2:fp32:tr_dit"
+    )
+    launch(folder, "stopped:6:0:2:bf16:tr_dit")
     return folder
 
 
@@ -119,15 +121,6 @@ def test_metrics_say_how_the_run_is_doing(tmp_path: Path, process_group: None) -
     assert 0 <= first["data_share"] <= 1
     assert len(validation["validation_by_time"]) == 8
     assert math.isfinite(validation["validation_loss"])
-
-
-@pytest.fixture(scope="module")
-def process_group() -> Iterator[None]:
-    from t2i.training.engine import start_processes, stop_processes
-
-    start_processes(timeout_minutes=1)
-    yield
-    stop_processes()
 
 
 def train_here(folder: Path, steps: int, size: int = 2, poisoned_step: int | None = None) -> None:

@@ -1,9 +1,9 @@
 """A tiny training run on synthetic batches, started by the tests under the deepspeed launcher.
 
-    deepspeed --num_gpus 2 tests/t2i/training/tiny_run.py FOLDER NAME:STEPS:STOP_AT:ZERO:PRECISION...
+    deepspeed --num_gpus 2 tests/t2i/training/tiny_run.py FOLDER NAME:STEPS:STOP_AT:ZERO:PRECISION:KIND...
 
 Each plan trains the run FOLDER/NAME until STEPS, or until the last rank sends itself SIGTERM in
-the step before STOP_AT (0 = never).
+the step before STOP_AT (0 = never). KIND, one of `KINDS`, is a model with an objective.
 """
 
 from __future__ import annotations
@@ -13,19 +13,26 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from t2i.batch import TrainingBatch
+from t2i.batch import DROPPED, TrainingBatch
 from t2i.encoders.text import TextStates
+from t2i.models.mask_dit import MaskDiT
+from t2i.models.mask_dit_config import MaskDiTConfig
+from t2i.models.sit import SiT
+from t2i.models.sit_config import SiTConfig
 from t2i.models.tr_dit import TRDiT
 from t2i.models.tr_dit_config import TRDiTConfig
+from t2i.training.backbone import Backbone, label_backbone, text_backbone
 from t2i.training.engine import start_processes, stop_processes
 from t2i.training.run import Run, Start, find_checkpoint, resume
 from t2i.training.trainer import train
 from t2i.training.training_config import TrainingConfig
 
-MODEL = TRDiTConfig(
+NUM_CLASSES = 3
+TR_DIT = TRDiTConfig(
     num_layers=3,
     width=16,
     num_heads=2,
@@ -34,6 +41,31 @@ MODEL = TRDiTConfig(
     adaln_rank=4,
     routes=((1, 1),),
 )
+SIT = SiTConfig(num_layers=3, width=16, num_heads=2, num_classes=NUM_CLASSES, routes=((1, 1),))
+MASK_DIT = MaskDiTConfig(
+    num_layers=2,
+    width=16,
+    num_heads=2,
+    num_classes=NUM_CLASSES,
+    decoder_layers=1,
+    decoder_width=8,
+    decoder_heads=2,
+)
+GUIDED = {"name": "model_guidance", "scale": 1.5}
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "tr_dit": ("tr_dit", {"name": "flow_matching"}),
+    "tr_dit-guided": ("tr_dit", GUIDED),
+    "tr_dit-strong": ("tr_dit", {**GUIDED, "scale": 30.0}),  # does not learn, but shows the teacher
+    "sit": ("sit", {"name": "flow_matching"}),
+    "sit-guided": ("sit", GUIDED),
+    "sit-references": ("sit", {**GUIDED, "num_references": 2}),
+    "sit-auto": ("sit", {**GUIDED, "scale": {"highest": 2.0, "decay": 0.5}}),
+    "mask_dit-masked": (
+        "mask_dit",
+        {"name": "masked", "weight": {"every": 2, "decay": 0.5}, "masked_target": "velocity"},
+    ),
+    "mask_dit-fixed": ("mask_dit", {"name": "masked", "weight": 0.1}),
+}
 GLOBAL_BATCH = 8
 
 
@@ -44,11 +76,17 @@ def encode(captions: Sequence[str]) -> TextStates:
 
 
 def micro_batch(step: int, first: int, size: int) -> TrainingBatch:
-    """Samples first..first+size-1 of a step's global batch."""
+    """Samples first..first+size-1 of a step's global batch: a wave for each of three classes.
+
+    The last sample of a global batch has lost its condition.
+    """
     ids = torch.arange(first, first + size) + step * GLOBAL_BATCH
-    moments = torch.sin(ids[:, None, None, None] + torch.arange(8 * 64).reshape(8, 8, 8)).half()
-    captions = tuple("a" * int(i) for i in ids)
-    return TrainingBatch(moments, captions, tuple(str(int(i)) for i in ids), ids, step)
+    classes = ids % NUM_CLASSES
+    means = torch.sin(2 * classes[:, None, None, None] + torch.arange(4 * 64).reshape(4, 8, 8))
+    moments = torch.cat([means, torch.full_like(means, 0.1)], dim=1).half()
+    labels = classes.masked_fill(ids % GLOBAL_BATCH == GLOBAL_BATCH - 1, DROPPED)
+    captions = tuple("a" * (int(label) + 1) for label in labels)
+    return TrainingBatch(moments, captions, tuple(str(int(i)) for i in ids), ids, step, labels)
 
 
 def make_batches(
@@ -66,11 +104,31 @@ def make_batches(
     return from_step
 
 
+def make_backbone(model: str) -> Backbone:
+    """One of the three models with the weights of seed 0."""
+    torch.manual_seed(0)
+    device = torch.device("cpu")
+    match model:
+        case "sit":
+            return label_backbone(SiT(SIT), device)
+        case "mask_dit":
+            return label_backbone(MaskDiT(MASK_DIT), device)
+        case _:
+            return text_backbone(TRDiT(TR_DIT), encode, device)
+
+
 def make_run(
-    folder: Path, steps: int, stop_at: int, zero_stage: int, precision: str, size: int = 2
+    folder: Path,
+    steps: int,
+    stop_at: int,
+    zero_stage: int,
+    precision: str,
+    kind: str = "tr_dit",
+    size: int = 2,
+    **settings: Any,
 ) -> Run:
     """A run of this process group; goes on when ``folder`` has a checkpoint."""
-    torch.manual_seed(0)
+    model, objective = KINDS[kind]
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     saved = find_checkpoint(folder)
     return Run(
@@ -88,10 +146,11 @@ def make_run(
                 "checkpoint_every": 100,
                 "validate_every": 100,
                 "log_every": 1,
+                "objective": objective,
+                **settings,
             }
         ),
-        model=TRDiT(MODEL),
-        encode=encode,
+        backbone=make_backbone(model),
         batches=make_batches(rank, world_size, size, stop_at),
         validation=[micro_batch(1000, 2 * rank, 2)],
         start=resume(saved) if saved else Start(source="random weights"),
@@ -104,9 +163,9 @@ if __name__ == "__main__":
     start_processes(timeout_minutes=1)
     arguments = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank")]
     for plan in arguments[1:]:
-        name, steps, stop_at, zero_stage, precision = plan.split(":")
+        name, steps, stop_at, zero_stage, precision, kind = plan.split(":")
         run = make_run(
-            Path(arguments[0]) / name, int(steps), int(stop_at), int(zero_stage), precision
+            Path(arguments[0]) / name, int(steps), int(stop_at), int(zero_stage), precision, kind
         )
         finished = train(run)
         assert finished == (stop_at == "0"), f"{plan}: finished is {finished}"

@@ -1,0 +1,161 @@
+"""The backbone that a run trains: which settings fit it, and how it is built. Torch comes late."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from data_pipeline.loader_config import LoaderConfig
+from launch.config import LaunchConfig
+from t2i.config import ConfigError, Section, section
+from t2i.encoders.text_config import TextEncoderConfig
+from t2i.models.mask_dit_config import MaskDiTConfig
+from t2i.models.sit_config import SiTConfig
+from t2i.models.tr_dit_config import TRDiTConfig
+from t2i.training.masked_config import MaskedConfig
+from t2i.training.model_guidance_config import AutoScale, ModelGuidanceConfig, check_scale_input
+from t2i.training.training_config import TrainingConfig
+
+if TYPE_CHECKING:
+    import torch
+
+    from t2i.training.backbone import Backbone
+
+
+class BackboneSections(Section):
+    """The sections of all backbones; ``launch.train.model`` names the field that is used."""
+
+    launch: LaunchConfig = section("launch.train")
+    tr_dit: TRDiTConfig = section("t2i.models.tr_dit")
+    sit: SiTConfig = section("t2i.models.sit")
+    mask_dit: MaskDiTConfig = section("t2i.models.mask_dit")
+    text: TextEncoderConfig = section("t2i.encoders.text")
+
+
+def check_fits(sections: BackboneSections, training: TrainingConfig, loader: LoaderConfig) -> None:
+    """Refuse settings of a stage that its model or its objective would ignore or cannot use.
+
+    Raises:
+        ConfigError: names the keys and the ways out.
+    """
+    problems = [
+        *_model_problems(sections, training, loader),
+        *_objective_problems(sections, training, loader),
+    ]
+    if problems:
+        raise ConfigError(problems[0])
+
+
+def build_backbone(
+    sections: BackboneSections, training: TrainingConfig, device: torch.device
+) -> Backbone:
+    """The model with random weights drawn from ``training.seed``, and what conditions it."""
+    import torch
+
+    from t2i.models.mask_dit import MaskDiT
+    from t2i.models.sit import SiT
+    from t2i.training.backbone import label_backbone
+
+    torch.manual_seed(training.seed)
+    match sections.launch.model:
+        case "tr_dit":
+            return _build_tr_dit(sections, training, device)
+        case "sit":
+            return label_backbone(SiT(sections.sit), device)
+        case "mask_dit":
+            return label_backbone(MaskDiT(sections.mask_dit), device)
+
+
+def _build_tr_dit(
+    sections: BackboneSections, training: TrainingConfig, device: torch.device
+) -> Backbone:
+    import torch
+
+    from t2i.encoders.text import load_text_encoder
+    from t2i.models.tr_dit import TRDiT
+    from t2i.training.backbone import text_backbone
+
+    dtype = torch.bfloat16 if training.precision == "bf16" else torch.float32
+    encoder = load_text_encoder(sections.text, device, dtype)
+    return text_backbone(TRDiT(sections.tr_dit), encoder.encode, device)
+
+
+def _model_problems(
+    sections: BackboneSections, training: TrainingConfig, loader: LoaderConfig
+) -> list[str]:
+    name, problems = sections.launch.model, []
+    if name == "tr_dit" and loader.labels:
+        problems.append(
+            "data_pipeline.loader.labels: tr_dit is conditioned on captions and would ignore them; "
+            "set it to false, or launch.train.model to sit or mask_dit"
+        )
+    if name != "tr_dit" and not loader.labels:
+        problems.append(
+            f"launch.train.model: {name} is conditioned on classes; set data_pipeline.loader.labels "
+            "to true (and have labels in the latents)"
+        )
+    if name == "sit" and sections.sit.prediction != "velocity":
+        problems.append(
+            "t2i.models.sit.prediction: every objective teaches a velocity; set it to velocity"
+        )
+    routes = {"tr_dit": sections.tr_dit.routes, "sit": sections.sit.routes}
+    if training.gamma > 0 and name in routes and not routes[name]:
+        problems.append(
+            f"t2i.training.gamma {training.gamma:g} skips tokens, but t2i.models.{name}.routes is "
+            "empty; set gamma to 0, or name a route"
+        )
+    return problems
+
+
+def _objective_problems(
+    sections: BackboneSections, training: TrainingConfig, loader: LoaderConfig
+) -> list[str]:
+    key, name = "t2i.training.objective", sections.launch.model
+    is_masked, gamma = isinstance(training.objective, MaskedConfig), training.gamma
+    problems = []
+    if is_masked and name != "mask_dit":
+        problems.append(
+            f"{key}: masked needs a model that can mask; set launch.train.model to mask_dit (it is "
+            f"{name}), or the objective to flow_matching"
+        )
+    if is_masked and gamma == 0:
+        problems.append(f"{key}: masked needs t2i.training.gamma above 0; the papers use 0.5")
+    if name == "mask_dit" and gamma > 0 and not is_masked:
+        problems.append(
+            f"{key}: mask_dit masks tokens at t2i.training.gamma {gamma:g}, and only objective "
+            "masked has a loss for them; choose it, or set gamma to 0"
+        )
+    if isinstance(training.objective, ModelGuidanceConfig):
+        problems += _guidance_problems(training.objective, sections, loader)
+    return problems
+
+
+def _guidance_problems(
+    config: ModelGuidanceConfig, sections: BackboneSections, loader: LoaderConfig
+) -> list[str]:
+    key, problems = "t2i.training.objective", []
+    try:
+        check_scale_input(config, network_takes_scale=False)
+    except ValueError as error:
+        problems.append(f"{key}: {error}")
+    if isinstance(config.scale, AutoScale) and sections.launch.validation_samples == 0:
+        problems.append(
+            f"{key}.scale: an automatic scale follows the validation loss; set "
+            "launch.train.validation_samples (and data_pipeline.loader.held_out) above 0"
+        )
+    if config.num_references > 0 and sections.launch.model == "tr_dit":
+        problems.append(
+            f"{key}.num_references draws among all conditions, and captions cannot be listed; set "
+            "it to 0 (the empty caption), or train on classes"
+        )
+    num_classes = {"sit": sections.sit.num_classes, "mask_dit": sections.mask_dit.num_classes}
+    if config.num_references > num_classes.get(sections.launch.model, config.num_references):
+        problems.append(
+            f"{key}.num_references {config.num_references}: the model has "
+            f"{num_classes[sections.launch.model]} classes; set at most that many"
+        )
+    if config.num_references == 0 and loader.caption_dropout == 0:
+        problems.append(
+            f"{key}: the null condition is never trained; set data_pipeline.loader.caption_dropout "
+            "above 0 (the paper: 0.1), or contrast with num_references other conditions"
+        )
+    return problems

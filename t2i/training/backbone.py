@@ -1,0 +1,163 @@
+"""A model of either family as the trainer wants it: a network to call, and where conditions come from.
+
+TR-DiT is conditioned on encoded captions, SiT and MaskDiT on class labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from t2i.batch import DROPPED, TrainingBatch
+from t2i.encoders.text import TextStates
+from t2i.models.mask_dit import MaskDiT
+from t2i.models.sit import SiT
+from t2i.models.tr_dit import TRDiT
+from t2i.training.conditions import Condition, repeat
+
+
+class Conditioner(Protocol):
+    """Turns what a batch says about its samples into conditions on the network's device."""
+
+    def given(self, batch: TrainingBatch) -> Condition:
+        """One per sample; those of dropped samples are the null condition."""
+        ...
+
+    def dropped(self, batch: TrainingBatch) -> Tensor:
+        """(B,) bool, which samples have the null condition."""
+        ...
+
+    def null(self, size: int) -> Condition:
+        """The null condition for each of ``size`` samples."""
+        ...
+
+    def pool(self) -> Condition:
+        """All conditions that there are, for references (Model-guidance, eq. 23).
+
+        Raises:
+            ValueError: they cannot be listed.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """What is trained.
+
+    Attributes:
+        model: with fp32 weights, on the CPU; its parameter names are those of checkpoints.
+        network: an `objectives.Network` that runs it; holds no other parameters.
+        patch_size: of the model.
+        conditioner: gives the conditions that ``network`` takes.
+    """
+
+    model: nn.Module
+    network: nn.Module
+    patch_size: int
+    conditioner: Conditioner
+
+
+class TextConditioned(nn.Module):
+    """TR-DiT with its text preparation as one call: the module that DeepSpeed wraps."""
+
+    def __init__(self, model: TRDiT) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        latents_BCHW: Tensor,
+        timestep_B: Tensor,
+        text: TextStates,
+        keep_ids_BK: Tensor | None,
+    ) -> Tensor:
+        """The velocity, in the dtype of ``latents_BCHW``."""
+        context = self.model.prepare_text(text.states, text.mask)
+        return self.model(latents_BCHW, timestep_B, context, keep_ids_BK)
+
+
+class TextConditioner:
+    """Captions, encoded by a frozen encoder; the null condition is the empty caption."""
+
+    def __init__(self, encode: Callable[[Sequence[str]], TextStates], device: torch.device) -> None:
+        """``encode``: captions -> states and mask, without gradients, on ``device``."""
+        self.encode, self.device = encode, device
+
+    def given(self, batch: TrainingBatch) -> TextStates:
+        """See `Conditioner`."""
+        return self.encode(batch.captions)
+
+    def dropped(self, batch: TrainingBatch) -> Tensor:
+        """See `Conditioner`."""
+        return torch.tensor([caption == "" for caption in batch.captions], device=self.device)
+
+    def null(self, size: int) -> Condition:
+        """See `Conditioner`."""
+        return repeat(self._empty, size)
+
+    def pool(self) -> Condition:
+        """See `Conditioner`."""
+        raise ValueError("num_references must be 0: captions cannot be listed to draw from")
+
+    @cached_property
+    def _empty(self) -> TextStates:
+        return self.encode([""])
+
+
+class LabelConditioner:
+    """Class labels 0 ... num_classes - 1; the null condition is the class ``num_classes``."""
+
+    def __init__(self, num_classes: int, device: torch.device) -> None:
+        self.num_classes, self.device = num_classes, device
+
+    def given(self, batch: TrainingBatch) -> Tensor:
+        """See `Conditioner`.
+
+        Raises:
+            ValueError: a batch without labels, or a label that the model does not have.
+        """
+        if batch.labels is None:
+            raise ValueError(
+                "this model is conditioned on classes and the batches have none: set "
+                "data_pipeline.loader.labels to true"
+            )
+        labels_B = batch.labels
+        for key, label in zip(batch.keys, labels_B.tolist(), strict=True):
+            if label >= self.num_classes:
+                raise ValueError(
+                    f"sample {key} has label {label}, but the model has {self.num_classes} "
+                    "classes: raise num_classes of the model, or correct the label"
+                )
+        return labels_B.masked_fill(labels_B == DROPPED, self.num_classes).to(self.device)
+
+    def dropped(self, batch: TrainingBatch) -> Tensor:
+        """See `Conditioner`."""
+        assert batch.labels is not None
+        return (batch.labels == DROPPED).to(self.device)
+
+    def null(self, size: int) -> Tensor:
+        """See `Conditioner`."""
+        return torch.full((size,), self.num_classes, device=self.device)
+
+    def pool(self) -> Tensor:
+        """See `Conditioner`."""
+        return torch.arange(self.num_classes, device=self.device)
+
+
+def text_backbone(
+    model: TRDiT, encode: Callable[[Sequence[str]], TextStates], device: torch.device
+) -> Backbone:
+    """TR-DiT, conditioned on captions; ``encode``: see `TextConditioner`."""
+    conditioner = TextConditioner(encode, device)
+    return Backbone(model, TextConditioned(model), model.config.patch_size, conditioner)
+
+
+def label_backbone(model: SiT | MaskDiT, device: torch.device) -> Backbone:
+    """SiT or MaskDiT, conditioned on class labels."""
+    conditioner = LabelConditioner(model.config.num_classes, device)
+    return Backbone(model, model, model.config.patch_size, conditioner)

@@ -1,0 +1,22 @@
+"""Which objective a run trains (key t2i.training.objective), chosen by ``name``; no torch here."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from t2i.config import Section
+from t2i.training.masked_config import MaskedConfig
+from t2i.training.model_guidance_config import ModelGuidanceConfig
+
+
+class FlowMatchingConfig(Section):
+    """Plain flow matching; its sparsity and times are those of t2i.training."""
+
+    name: Literal["flow_matching"] = "flow_matching"
+
+
+ObjectiveConfig = Annotated[
+    FlowMatchingConfig | ModelGuidanceConfig | MaskedConfig, Field(discriminator="name")
+]

@@ -1,0 +1,114 @@
+"""Proves that config alone trains every family on a labelled latents folder: a stage is trained in this
+process, and the command by the deepspeed launcher on two; run again it goes on."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data_pipeline.ledger import Outcome, Row
+from data_pipeline.manifest import StepOutput
+from data_pipeline.shards import Sample
+from launch.backbones import check_fits
+from launch.train_t2i import Config, train_stage
+from t2i.config import load_config
+from t2i.training.checkpoint import newest_checkpoint
+
+REPO = Path(__file__).resolve().parents[2]
+NUM_SAMPLES = 16
+CONFIG = """
+data_pipeline:
+  loader:
+    datasets: [{path: FOLDER/latents}]
+    labels: true
+    num_workers: 0
+    held_out: 4
+t2i:
+  models:
+    sit: {num_layers: 2, width: 16, num_heads: 2, num_classes: 3, routes: [[1, 1]]}
+    mask_dit: {num_layers: 1, width: 16, num_heads: 2, num_classes: 3,
+               decoder_layers: 1, decoder_width: 8, decoder_heads: 2}
+  training: {steps: 2, global_batch: 4, micro_batch: 2, learning_rate: 1.0e-2, log_every: 1}
+launch:
+  train:
+    stage1: {folder: FOLDER/run}
+    validation_samples: 4
+"""
+CASES = {
+    "sit": ["launch.train.model=sit"],
+    "sit-guided": [
+        "launch.train.model=sit",
+        "t2i.training.objective={name: model_guidance, scale: {decay: 0.5}}",
+    ],
+    "mask_dit-masked": ["launch.train.model=mask_dit", "t2i.training.objective.name=masked"],
+}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """A config whose data has 16 samples of three classes."""
+    output = StepOutput.open(str(tmp_path / "latents"))
+    with output.writer("00000", {"bucket": "string"}) as writer:
+        for number in range(NUM_SAMPLES):
+            buffer, key = io.BytesIO(), f"{number:011d}"
+            np.save(buffer, np.full((8, 4, 4), 0.1 * (number % 3), np.float16))
+            facts = {"captions": ["red circle"] * 4, "label": number % 3}
+            parts = {"npy": buffer.getvalue(), "json": json.dumps(facts).encode()}
+            writer.add(Outcome(Row(key, "ok", columns={"bucket": "32x32"}), Sample(key, parts)))
+        writer.commit()
+    path = tmp_path / "config.yaml"
+    path.write_text(CONFIG.replace("FOLDER", str(tmp_path)))
+    return path
+
+
+def train(path: Path, case: str, steps: int) -> None:
+    config = load_config(path, [*CASES[case], f"t2i.training.steps={steps}"], Config)
+    training, loader = config.training, config.loader
+    check_fits(config, training, loader)
+    device = torch.device("cpu")
+    assert train_stage(1, config.launch.stage(1), training, loader, config, device) == 0
+
+
+def lines(config: Path) -> list[dict[str, float]]:
+    text = (config.parent / "run" / "metrics.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_config_alone_trains_and_goes_on(
+    case: str, config: Path, process_group: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(config, case, 2)
+    assert "starts from random weights" in capsys.readouterr().out
+    train(config, case, 3)
+    train(config, case, 3)
+    assert "stage 1 is finished" in capsys.readouterr().out
+    losses = [line["loss"] for line in lines(config) if "loss" in line]
+    assert len(losses) == 3
+    assert np.isfinite(losses).all()
+    saved = newest_checkpoint(config.parent / "run" / "checkpoints")
+    assert saved is not None
+    state = {"sit": set(), "sit-guided": {"scale", "quality"}, "mask_dit-masked": {"lambda"}}
+    assert set(saved.state.objective) == state[case]
+
+
+@pytest.mark.slow
+def test_the_deepspeed_launcher_trains_on_two_processes(config: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
+    launcher = str(Path(sys.executable).with_name("deepspeed"))
+    options = ["--num_gpus", "2", "--master_port", str(20_000 + os.getpid() % 20_000)]
+    script = str(REPO / "launch" / "train_t2i.py")
+    sets = [part for override in CASES["mask_dit-masked"] for part in ("--set", override)]
+    stage = ["--stage", "1", "--config", str(config), *sets]
+    command = [sys.executable, launcher, *options, script, *stage]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert 0 < lines(config)[0]["lambda"] <= 10
