@@ -99,7 +99,8 @@ def test_each_metadata_row_has_one_ledger_row_with_all_of_its_columns(
 ) -> None:
     metadata = pq.read_table(web.folder / "metadata.parquet").to_pylist()
     rows = ledger(output)
-    assert [{name: row[name] for name in SCHEMA.names} for row in rows] == metadata
+    assert {*SCHEMA.names, "label"} == metadata[0].keys()
+    assert [{name: row[name] for name in metadata[0]} for row in rows] == metadata
     expected = [f"{i // 25:05d}{i % 25:06d}" for i in range(len(metadata))]
     assert [row["key"] for row in rows] == expected
     assert all((row["sha256"] is not None) == (row["status"] == "ok") for row in rows)
@@ -124,7 +125,7 @@ def test_samples_hold_the_served_bytes_and_their_row(web: Web, output: StepOutpu
     for sample in samples:
         row = json.loads(sample.parts["json"])
         assert {name: rows[sample.key][name] for name in row} == row
-        assert row.keys() == {*SCHEMA.names, *ADDED_COLUMNS}
+        assert row.keys() == {*SCHEMA.names, "label", *ADDED_COLUMNS}
         body = (web.folder / "images" / files[row["url"]]).read_bytes()
         assert sample.parts[row["image_extension"]] == body
         assert (row["image_width"], row["image_height"]) == (128, 128)
