@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Make the nano family of t2i/assets/nano again: VAE, InternVL-nano, bundled data, TR-DiT-nano.
-# Seeded; run again, it goes on where it stopped. About two hours on two CPU cores.
+# Seeded; run again, it goes on where it stopped. Less than two hours on two CPU cores.
 #
 #   bash launch/make_nano.sh           make what is missing
 #   bash launch/make_nano.sh --fresh   forget all and start over
