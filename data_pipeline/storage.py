@@ -40,6 +40,9 @@ class StorageConfig(Section):
     region: str | None = None
     max_attempts: int = Field(default=5, ge=1)
     timeout_seconds: float = Field(default=60.0, gt=0)
+    transfer_threads: int = Field(
+        default=10, ge=1, description="parallel requests of one file; 1 = in the caller's thread"
+    )
     cache_folder: str = "~/.cache/sparse-t2i"
     cache_gigabytes: float = Field(default=50.0, gt=0)
 
@@ -61,6 +64,9 @@ class Storage(Protocol):
 
     def put_file(self, key: str, path: Path) -> None:
         """Store or replace with a copy of the file at ``path``, atomically."""
+
+    def get_file(self, key: str, path: Path) -> None:
+        """Copy to a new file at ``path``; cut short there when it fails midway."""
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """True: stored by this call. False: the key was there; nothing was changed."""
@@ -133,6 +139,9 @@ class LocalStorage:
             shutil.copyfile(path, aside)
             aside.replace(target)
 
+    def get_file(self, key: str, path: Path) -> None:
+        shutil.copyfile(self.folder / key, path)
+
     def put_if_absent(self, key: str, data: bytes) -> bool:
         with self._aside(key) as (aside, target):
             _write_through(aside, data)
@@ -201,6 +210,13 @@ class S3Storage:
     def _client(self) -> Any:
         return _s3_client(self.config, os.getpid())
 
+    @property
+    def _transfer(self) -> Any:
+        from boto3.s3.transfer import TransferConfig
+
+        threads = self.config.transfer_threads
+        return TransferConfig(max_concurrency=threads, use_threads=threads > 1)
+
     def _address(self, key: str) -> dict[str, str]:
         return {"Bucket": self.bucket, "Key": self.prefix + key}
 
@@ -220,7 +236,11 @@ class S3Storage:
         self._client.put_object(**self._address(key), Body=data)
 
     def put_file(self, key: str, path: Path) -> None:
-        self._client.upload_file(str(path), **self._address(key))
+        self._client.upload_file(str(path), **self._address(key), Config=self._transfer)
+
+    def get_file(self, key: str, path: Path) -> None:
+        with self._missing_named(key):
+            self._client.download_file(**self._address(key), Filename=path, Config=self._transfer)
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         for _ in range(self.config.max_attempts):
@@ -279,8 +299,7 @@ class S3Storage:
         handle, aside = tempfile.mkstemp(dir=self.scratch())
         os.close(handle)
         try:
-            with self._missing_named(key):
-                self._client.download_file(**self._address(key), Filename=aside)
+            self.get_file(key, Path(aside))
             os.replace(aside, path)
         finally:
             Path(aside).unlink(missing_ok=True)

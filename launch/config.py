@@ -23,6 +23,36 @@ class StageConfig(Section):
     start_from_transformer: str | None = None
 
 
+class UploadConfig(Section):
+    """Where copies of the checkpoints go in the background, see `launch.uploads`.
+
+    A run without newer checkpoints of its own goes on from the newest whole copy. An upload that was
+    killed can leave parts in a bucket that nobody sees, but that are paid for: give the bucket a
+    lifecycle rule with AbortIncompleteMultipartUpload.
+    """
+
+    address: str = Field(
+        description="s3://bucket/prefix or a folder; stage1 and stage2 lie below it. Endpoint and "
+        "region: data_pipeline.storage"
+    )
+    keep: int = Field(default=3, ge=1, description="copies of a stage; older ones are removed")
+    wait_minutes: float = Field(
+        default=10, ge=0, description="for the last upload, at the end or after SIGTERM"
+    )
+
+    def check_fits(self, timeout_minutes: float) -> None:
+        """Refuse to let the other processes wait for longer than a hung collective may take.
+
+        Raises:
+            ConfigError: ``wait_minutes`` is not below ``timeout_minutes``.
+        """
+        if self.wait_minutes >= timeout_minutes:
+            raise ConfigError(
+                f"launch.train.upload.wait_minutes {self.wait_minutes:g} must be below "
+                f"t2i.training.timeout_minutes {timeout_minutes:g}, which ends processes that wait"
+            )
+
+
 class LaunchConfig(Section):
     """What `launch/train_t2i.py` trains, and its stages."""
 
@@ -32,6 +62,8 @@ class LaunchConfig(Section):
     stage2: StageConfig = StageConfig(
         folder="outputs/runs/stage2", start_from_run="outputs/runs/stage1"
     )
+    # Copies of the checkpoints; null = none.
+    upload: UploadConfig | None = None
     # Samples of the validation loss, of the held-out part (data_pipeline.loader.held_out);
     # 0 = no validation.
     validation_samples: int = Field(default=0, ge=0)

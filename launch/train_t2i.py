@@ -9,13 +9,20 @@
 
 launch.train.model chooses the backbone, t2i.training.objective what it is trained on.
 The same command goes on from the newest whole checkpoint; of a finished run it says so and exits
-with 0. SIGTERM to the processes saves a checkpoint and exits with 75.
+with 0. SIGTERM to the processes saves a checkpoint and exits with 75. With
+
+    --set launch.train.upload.address=s3://bucket/prefix
+
+checkpoints are also copied there while training goes on, and the same command on another machine
+goes on from them.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +31,7 @@ from data_pipeline.loader_config import LoaderConfig
 from data_pipeline.storage import StorageConfig
 from launch.backbones import BackboneSections, build_backbone, check_fits
 from launch.config import StageConfig, stage_section
+from launch.uploads import RemoteCheckpoints, uploading
 from t2i.config import (
     ConfigError,
     add_config_arguments,
@@ -74,6 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     training = stage_section(config.training, stage.training, f"{key}.training")
     loader = stage_section(config.loader, stage.loader, f"{key}.loader")
     check_fits(config, training, loader)
+    if config.launch.upload is not None:
+        config.launch.upload.check_fits(training.timeout_minutes)
 
     import torch
 
@@ -100,16 +110,20 @@ def train_stage(
     from t2i.training.run import find_checkpoint, resume
     from t2i.training.trainer import train
 
-    saved = find_checkpoint(Path(stage.folder))
-    if saved is not None and saved.state.step >= training.steps:
-        _say(f"stage {number} is finished: {saved.path}")
-        return 0
-    start = resume(saved) if saved is not None else fresh_start(number, stage)
-    if train(build_run(number, stage, training, loader, config, start, device)):
-        _say(f"stage {number} is finished: checkpoints and metrics.jsonl in {stage.folder}")
-        return 0
-    _say(f"stage {number} was stopped by SIGTERM and has saved; the same command goes on")
-    return EXIT_STOPPED
+    upload, folder = config.launch.upload, Path(stage.folder)
+    copies = RemoteCheckpoints(upload, number, config.storage) if upload is not None else None
+    saved = find_checkpoint(folder, copies.fetch_newer if copies is not None else None)
+    with uploading(copies, folder, saved) if copies is not None else nullcontext() as on_checkpoint:
+        if saved is not None and saved.state.step >= training.steps:
+            _say(f"stage {number} is finished: {saved.path}")
+            return 0
+        start = resume(saved) if saved is not None else fresh_start(number, stage)
+        run = build_run(number, stage, training, loader, config, start, device)
+        if train(replace(run, on_checkpoint=on_checkpoint)):
+            _say(f"stage {number} is finished: checkpoints and metrics.jsonl in {stage.folder}")
+            return 0
+        _say(f"stage {number} was stopped by SIGTERM and has saved; the same command goes on")
+        return EXIT_STOPPED
 
 
 def fresh_start(number: int, stage: StageConfig) -> Start:

@@ -8,8 +8,12 @@
     manifest.json        size and sha256 of every other file; written last
 
 Saving writes into ``step-N.tmp`` (each file by another rank, if there are several), syncs, and
-renames. Nothing in it is a pickle or depends on the world size or ZeRO stage. Readers take the
-newest folder whose manifest verifies; a damaged one is named and passed over.
+renames. Nothing in it depends on the world size or ZeRO stage. Readers take the newest folder
+whose manifest verifies; a damaged one is named and passed over.
+
+Nothing in it is a pickle either, so reading a stranger's checkpoint runs no code of theirs: tensors
+are safetensors, the rest is JSON and YAML, file names are bare. `t2i.models.convert` reads foreign
+weights from safetensors, and from .pt files by ``torch.load(..., weights_only=True)`` alone.
 """
 
 from __future__ import annotations
@@ -105,19 +109,50 @@ def open_checkpoint(path: Path) -> Checkpoint:
 def find_damage(path: Path) -> str | None:
     """What is wrong with a checkpoint folder (missing, cut or changed file), or None."""
     try:
-        expected = json.loads((path / MANIFEST).read_text())["files"]
-    except (OSError, ValueError, KeyError) as error:
-        return f"{MANIFEST} cannot be read ({error})"
+        expected = manifest_files(path)
+    except ValueError as error:
+        return str(error)
     for name, entry in expected.items():
         file = path / name
         if not file.is_file():
             return f"{name} is missing"
-        if file.stat().st_size != entry["bytes"]:
-            return f"{name} has {file.stat().st_size} bytes instead of {entry['bytes']}"
+        if file.stat().st_size != entry.bytes:
+            return f"{name} has {file.stat().st_size} bytes instead of {entry.bytes}"
     for name, digest in _hash_files(path, sorted(expected)):
-        if digest != expected[name]["sha256"]:
+        if digest != expected[name].sha256:
             return f"the content of {name} has changed (sha256)"
     return None
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """What the manifest says of a file."""
+
+    bytes: int
+    sha256: str
+
+
+def manifest_files(path: Path) -> dict[str, FileEntry]:
+    """The other files of a checkpoint folder, by name, as its manifest lists them.
+
+    Raises:
+        ValueError: there is no manifest, or it is damaged.
+    """
+    try:
+        files = json.loads((path / MANIFEST).read_text())["files"]
+        entries = {name: FileEntry(**entry) for name, entry in files.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{MANIFEST} cannot be read ({error})") from None
+    for name in entries:
+        if Path(name).name != name:
+            raise ValueError(f"{MANIFEST} lists a file outside the folder: {name}")
+    return entries
+
+
+def step_of(name: str) -> int | None:
+    """The step of a checkpoint folder by its name; None for any other name."""
+    match = _FOLDER_NAME.fullmatch(name)
+    return int(match[1]) if match else None
 
 
 def temporary_folder(folder: Path, step: int) -> Path:
@@ -151,18 +186,28 @@ def commit(temporary: Path, state: TrainingState, config_text: str, keep: int) -
         _write_synced(temporary / name, text)
     names = sorted(path.name for path in temporary.iterdir() if path.name != MANIFEST)
     files = {
-        name: {"bytes": (temporary / name).stat().st_size, "sha256": digest}
+        name: asdict(FileEntry((temporary / name).stat().st_size, digest))
         for name, digest in _hash_files(temporary, names)
     }
     _write_synced(temporary / MANIFEST, json.dumps({"step": state.step, "files": files}, indent=1))
+    final = publish(temporary)
+    committed = _checkpoint_paths(final.parent)  # newer ones were damaged and passed over
+    for old in committed[committed.index(final) + keep :]:
+        try:
+            _remove(old)
+        except OSError as error:
+            logger.warning("%s, an old checkpoint, cannot be removed: %s", old, error)
+    return final
+
+
+def publish(temporary: Path) -> Path:
+    """Rename a whole temporary folder to a checkpoint of its name; returns the checkpoint."""
     _sync(temporary)
     final = temporary.with_suffix("")
-    if final.exists():  # a damaged one that was passed over and has been trained again
+    if final.exists():  # a damaged one that was passed over and has been replaced
         _remove(final)
     temporary.rename(final)
     _sync(final.parent)
-    for old in _checkpoint_paths(final.parent)[keep:]:
-        _remove(old)
     return final
 
 
@@ -175,12 +220,8 @@ def remove_leftovers(folder: Path) -> None:
 
 def _checkpoint_paths(folder: Path) -> list[Path]:
     """Committed checkpoint folders, newest first."""
-    found = []
-    for path in folder.glob("step-*"):
-        match = _FOLDER_NAME.fullmatch(path.name)
-        if match:
-            found.append((int(match[1]), path))
-    return [path for _, path in sorted(found, reverse=True)]
+    paths = [path for path in folder.glob("step-*") if step_of(path.name) is not None]
+    return sorted(paths, key=lambda path: step_of(path.name) or 0, reverse=True)
 
 
 def _hash_files(folder: Path, names: list[str]) -> Iterator[tuple[str, str]]:

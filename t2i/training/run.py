@@ -56,6 +56,8 @@ class Run:
         validation: this rank's held-out batches, equally many on each rank; may be empty.
         start: from `resume` when ``folder`` has a checkpoint.
         settings: the resolved config, stored beside each checkpoint (YAML).
+        on_checkpoint: called by rank 0 with each new checkpoint's folder, say to copy it elsewhere;
+            must return soon and raise nothing.
     """
 
     name: str
@@ -67,13 +69,21 @@ class Run:
     start: Start
     settings: str
     device: torch.device
+    on_checkpoint: Callable[[Path], None] | None = None
 
 
-def find_checkpoint(run_folder: Path) -> Checkpoint | None:
+# (folder of checkpoints, its newest or None) -> a newer one, copied there from elsewhere, or the same
+FetchNewer = Callable[[Path, Checkpoint | None], Checkpoint | None]
+
+
+def find_checkpoint(run_folder: Path, fetch_newer: FetchNewer | None = None) -> Checkpoint | None:
     """The newest checkpoint of a run that verifies; rank 0 looks, all ranks take its choice."""
     chosen: list[Path | None] = [None]
     if dist.get_rank() == 0:
-        found = checkpoint.newest_checkpoint(run_folder / "checkpoints")
+        folder = run_folder / "checkpoints"
+        found = checkpoint.newest_checkpoint(folder)
+        if fetch_newer is not None:
+            found = fetch_newer(folder, found)
         chosen = [found.path if found else None]
     dist.broadcast_object_list(chosen, src=0)
     return checkpoint.open_checkpoint(chosen[0]) if chosen[0] else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,34 +20,65 @@ logger = get_logger("train")
 
 
 class Saver:
-    """Saves the state of an engine and its average; `save` is called by all processes together."""
+    """Saves the state of an engine and its average; `save` is called by all processes together.
 
-    def __init__(self, folder: Path, engine: Engine, ema: EMA, settings: str, keep: int) -> None:
+    Attributes:
+        problem: why the last `save` wrote nothing; None when it did.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        engine: Engine,
+        ema: EMA,
+        settings: str,
+        keep: int,
+        minutes: float | None = None,
+        on_checkpoint: Callable[[Path], None] | None = None,
+    ) -> None:
         """``folder`` receives ``step-N`` folders, of which the newest ``keep`` stay.
 
-        ``settings`` (YAML) is stored beside each.
+        ``settings`` (YAML) is stored beside each. ``minutes`` after the last save the next one
+        `is_overdue`. ``on_checkpoint`` is called by the first process with each new folder.
         """
         self.folder, self.engine, self.ema = folder, engine, ema
-        self.settings, self.keep = settings, keep
+        self.settings, self.keep, self.minutes = settings, keep, minutes
+        self.on_checkpoint = on_checkpoint
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self.problem: str | None = None
+        self._last_save = time.monotonic()
         folder.mkdir(parents=True, exist_ok=True)
         if self.rank == 0:
             checkpoint.remove_leftovers(folder)
 
+    @property
+    def is_overdue(self) -> bool:
+        """Whether the last save is ``minutes`` ago, by the first process's clock alone."""
+        if self.rank > 0 or self.minutes is None:
+            return False
+        return time.monotonic() - self._last_save >= 60 * self.minutes
+
     def save(self, state: TrainingState) -> bool:
         """Write a checkpoint; False, with a logged reason, when the disk refused."""
         temporary = checkpoint.temporary_folder(self.folder, state.step)
+        self.problem = (
+            self._agree_on_problem(lambda: self._make_folder(temporary))
+            or self._agree_on_problem(lambda: self._write_tensors(temporary))
+            or self._agree_on_problem(lambda: self._commit(temporary, state))
+        )
+        if self.rank == 0:
+            if self.problem is not None:
+                logger.error("checkpoint of step %d not written: %s", state.step, self.problem)
+                shutil.rmtree(temporary, ignore_errors=True)
+            elif self.on_checkpoint is not None:
+                self.on_checkpoint(temporary.with_suffix(""))
+        dist.barrier()
+        self._last_save = time.monotonic()
+        return self.problem is None
+
+    def _make_folder(self, temporary: Path) -> None:
         if self.rank == 0:
             temporary.mkdir(parents=True, exist_ok=True)
-        dist.barrier()
-        problem = self._agree_on_problem(lambda: self._write_tensors(temporary))
-        if problem is None:
-            problem = self._agree_on_problem(lambda: self._commit(temporary, state))
-        if problem is not None and self.rank == 0:
-            logger.error("checkpoint of step %d not written: %s", state.step, problem)
-            shutil.rmtree(temporary, ignore_errors=True)
-        dist.barrier()
-        return problem is None
 
     def _write_tensors(self, temporary: Path) -> None:
         """Every rank joins in gathering each kind of tensor; one rank keeps and writes it."""

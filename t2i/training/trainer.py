@@ -58,9 +58,12 @@ class Trainer:
             self.ema,
             run.settings,
             run.config.keep_checkpoints,
+            run.config.checkpoint_minutes,
+            run.on_checkpoint,
         )
         self.stop_wanted = False  # by a signal to this process
         self.stop_agreed = False  # by all processes, after the same step
+        self.save_agreed = False  # likewise, because checkpoint_minutes have passed
         self.skipped_in_a_row = 0
         self.reporter: Reporter | None = None
 
@@ -134,13 +137,18 @@ class Trainer:
                     self._log(window, bar)
                 if self._is_due(self.config.validate_every):
                     self._validate()
-                if self._is_due(self.config.checkpoint_every) or self.stop_agreed:
+                due = self._is_due(self.config.checkpoint_every)
+                if due or self.save_agreed or self.stop_agreed:
                     last_saved = self.step if self._save() else last_saved
                 if self.stop_agreed:
                     break
                 window = Window() if logging else window
         if last_saved < self.step:
-            raise OSError(f"{self.saver.folder}: the last checkpoint could not be written")
+            raise OSError(
+                f"{self.saver.folder}: the last checkpoint, of step {self.step}, could not be "
+                f"written: {self.saver.problem}; make room, then the same command goes on from the "
+                "newest one that is whole"
+            )
         return self.step >= self.config.steps
 
     def _is_due(self, every: int) -> bool:
@@ -176,13 +184,13 @@ class Trainer:
         window.steps += 1
 
     def _agree(self, sums_2T: Tensor) -> Tensor:
-        """Sum the losses over ranks; the same message tells all ranks to stop if one was asked."""
-        wish = torch.tensor([float(self.stop_wanted)], dtype=torch.float64)
-        message = torch.cat([sums_2T.flatten(), wish.to(sums_2T.device)])
+        """Sum the losses over ranks; the same message tells all to save or stop if one wishes so."""
+        wishes = torch.tensor([self.saver.is_overdue, self.stop_wanted], dtype=torch.float64)
+        message = torch.cat([sums_2T.flatten(), wishes.to(sums_2T.device)])
         dist.all_reduce(message)
         message = message.cpu()
-        self.stop_agreed = bool(message[-1] > 0)
-        return message[:-1].reshape(2, NUM_TIME_BINS)
+        self.save_agreed, self.stop_agreed = (message[-2:] > 0).tolist()
+        return message[:-2].reshape(2, NUM_TIME_BINS)
 
     def _account_for_skipped(self, keys: Sequence[str]) -> None:
         """Write out the step's sample keys; stop after too many skipped steps in a row."""

@@ -43,7 +43,10 @@ class TrainingConfig(Section):
     timeout_minutes: float = Field(default=30, gt=0, description="a hung collective ends the run")
 
     # Saving and seeing.
-    checkpoint_every: int = Field(default=1_000, ge=1)
+    checkpoint_every: int = Field(default=1_000, ge=1, description="steps")
+    checkpoint_minutes: float | None = Field(
+        default=None, gt=0, description="also this long after the last checkpoint; None = off"
+    )
     keep_checkpoints: int = Field(default=3, ge=1)
     log_every: int = Field(default=10, ge=1)
     validate_every: int = Field(default=1_000, ge=1)
