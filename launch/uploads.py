@@ -60,16 +60,16 @@ class RemoteCheckpoints:
         """Copy a local checkpoint here as ``name``, unless the same one is here already."""
         manifest = (folder / MANIFEST).read_bytes()
         try:
-            if self.storage.get(f"{name}/{MANIFEST}") == manifest:
+            if self._sender.get(f"{name}/{MANIFEST}") == manifest:
                 return
         except FileNotFoundError:
             pass
-        self.storage.delete(f"{name}/{MANIFEST}")  # of a damaged one, which is now replaced
+        self._sender.delete(f"{name}/{MANIFEST}")  # of a damaged one, which is now replaced
         _all_at_once(
             lambda file: self._sender.put_file(f"{name}/{file}", folder / file),
             list(checkpoint.manifest_files(folder)),
         )
-        self.storage.put(f"{name}/{MANIFEST}", manifest)
+        self._sender.put(f"{name}/{MANIFEST}", manifest)
 
     def trim(self, newest: str) -> None:
         """Remove what interrupted uploads left, and all but ``config.keep`` up to ``newest``."""

@@ -1,11 +1,18 @@
-"""The process group of the tests that train: one for all, because DeepSpeed remembers its first."""
+"""Fixtures of several packages: a process group, a real S3 server on loopback, small checkpoints.
+
+There is one process group for all tests that train, because DeepSpeed remembers its first.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+
+from data_pipeline.storage import StorageConfig
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +24,55 @@ def process_group() -> Iterator[None]:
         del os.environ[name]  # processes that a test starts make groups of their own
     yield
     stop_processes()
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """The address of a moto server, which speaks S3 over HTTP."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3_config(s3_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StorageConfig:
+    """Settings that reach the server, with credentials set and an empty cache."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    return StorageConfig(
+        endpoint_url=s3_endpoint, region="us-east-1", cache_folder=str(tmp_path / "cache")
+    )
+
+
+@pytest.fixture
+def s3_url(s3_config: StorageConfig) -> str:
+    """An address in a new bucket."""
+    import boto3
+
+    bucket = f"bucket-{uuid.uuid4().hex}"
+    client = boto3.client("s3", endpoint_url=s3_config.endpoint_url, region_name=s3_config.region)
+    client.create_bucket(Bucket=bucket)
+    return f"s3://{bucket}/some/prefix"
+
+
+@pytest.fixture(scope="session")
+def write_checkpoint() -> Callable[..., Path]:
+    """A function (folder, step, keep=10) -> the checkpoint of that step, of 3 numbers a tensor."""
+    import torch
+
+    from t2i.training import checkpoint
+
+    def write(folder: Path, step: int, keep: int = 10) -> Path:
+        temporary = checkpoint.temporary_folder(folder, step)
+        temporary.mkdir(parents=True, exist_ok=True)
+        for kind in checkpoint.TENSOR_KINDS:
+            tensors = {"layer.weight": torch.full((3,), float(step))}
+            checkpoint.write_tensors(temporary, kind, tensors)
+        state = checkpoint.TrainingState(step, step, step, 0)
+        return checkpoint.commit(temporary, state, "root: x\n", keep)
+
+    return write

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,16 +13,10 @@ import torch
 from t2i.training import checkpoint
 from t2i.training.checkpoint import TrainingState
 
-
-def write_checkpoint(folder: Path, step: int, keep: int = 10) -> Path:
-    temporary = checkpoint.temporary_folder(folder, step)
-    temporary.mkdir(parents=True, exist_ok=True)
-    for kind in checkpoint.TENSOR_KINDS:
-        checkpoint.write_tensors(temporary, kind, {"layer.weight": torch.full((3,), float(step))})
-    return checkpoint.commit(temporary, TrainingState(step, step, step, 0), "root: x\n", keep)
+Writer = Callable[..., Path]
 
 
-def test_what_was_saved_is_read_back(tmp_path: Path) -> None:
+def test_what_was_saved_is_read_back(tmp_path: Path, write_checkpoint: Writer) -> None:
     write_checkpoint(tmp_path, 5)
     saved = checkpoint.newest_checkpoint(tmp_path)
     assert saved is not None
@@ -33,7 +28,7 @@ def test_what_was_saved_is_read_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "missing", "no manifest"])
 def test_a_damaged_checkpoint_is_named_and_passed_over(
-    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, write_checkpoint: Writer, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_checkpoint(tmp_path, 1)
     newest = write_checkpoint(tmp_path, 2)
@@ -58,7 +53,9 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(
     assert expected in caplog.text
 
 
-def test_an_interrupted_save_leaves_nothing_that_counts(tmp_path: Path) -> None:
+def test_an_interrupted_save_leaves_nothing_that_counts(
+    tmp_path: Path, write_checkpoint: Writer
+) -> None:
     write_checkpoint(tmp_path, 1)
     temporary = checkpoint.temporary_folder(tmp_path, 2)
     temporary.mkdir()
@@ -70,20 +67,22 @@ def test_an_interrupted_save_leaves_nothing_that_counts(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
 
 
-def test_a_damaged_checkpoint_is_replaced_when_its_step_is_reached_again(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_replaced_when_its_step_is_reached_again(
+    tmp_path: Path, write_checkpoint: Writer
+) -> None:
     path = write_checkpoint(tmp_path, 3)
     (path / "weights.safetensors").unlink()
     write_checkpoint(tmp_path, 3)
     assert checkpoint.find_damage(path) is None
 
 
-def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+def test_only_the_newest_are_kept(tmp_path: Path, write_checkpoint: Writer) -> None:
     for step in range(1, 6):
         write_checkpoint(tmp_path, step, keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000004", "step-00000005"]
 
 
-def test_the_manifest_lists_every_other_file(tmp_path: Path) -> None:
+def test_the_manifest_lists_every_other_file(tmp_path: Path, write_checkpoint: Writer) -> None:
     path = write_checkpoint(tmp_path, 1)
     listed = set(json.loads((path / checkpoint.MANIFEST).read_text())["files"])
     assert listed | {checkpoint.MANIFEST} == {file.name for file in path.iterdir()}
