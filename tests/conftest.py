@@ -61,16 +61,16 @@ def s3_url(s3_config: StorageConfig) -> str:
 
 @pytest.fixture(scope="session")
 def write_checkpoint() -> Callable[..., Path]:
-    """A function (folder, step, keep=10) -> the checkpoint of that step, of 3 numbers a tensor."""
+    """A function (folder, step, keep=10, size=3) -> the checkpoint, of ``size`` numbers a tensor."""
     import torch
 
     from t2i.training import checkpoint
 
-    def write(folder: Path, step: int, keep: int = 10) -> Path:
+    def write(folder: Path, step: int, keep: int = 10, size: int = 3) -> Path:
         temporary = checkpoint.temporary_folder(folder, step)
         temporary.mkdir(parents=True, exist_ok=True)
         for kind in checkpoint.TENSOR_KINDS:
-            tensors = {"layer.weight": torch.full((3,), float(step))}
+            tensors = {"layer.weight": torch.full((size,), float(step))}
             checkpoint.write_tensors(temporary, kind, tensors)
         state = checkpoint.TrainingState(step, step, step, 0)
         return checkpoint.commit(temporary, state, "root: x\n", keep)

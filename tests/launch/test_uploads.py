@@ -221,11 +221,11 @@ def test_an_outage_in_the_middle_of_an_upload_leaves_whole_copies_only(
     uploads.add(write_checkpoint(tmp_path, 1))
     wait_until(lambda: remote.names() == ["step-00000001"])
     server.held = "PUT step-00000002/weights"
-    uploads.add(write_checkpoint(tmp_path, 2))
+    uploads.add(write_checkpoint(tmp_path, 2, size=2_500_000))  # sent in parts of 8 MiB
     assert server.holding.wait(SECONDS)
     server.stop()
     wait_until(lambda: "upload of step-00000002 failed, 1 checkpoint(s) behind" in log.text)
-    uploads.add(write_checkpoint(tmp_path, 3))
+    uploads.add(write_checkpoint(tmp_path, 3, size=2_500_000))
     wait_until(lambda: "upload of step-00000003 failed, 2 checkpoint(s) behind" in log.text)
     server.start()
     assert uploads.finish(SECONDS)
