@@ -66,6 +66,8 @@ def test_put_file_copies_and_local_gives_a_file(storage: Storage, tmp_path: Path
     assert path.exists()
     assert storage.local("big.bin").read_bytes() == path.read_bytes()
     assert storage.local("big.bin").read_bytes() == path.read_bytes()
+    storage.get_file("big.bin", tmp_path / "copy.bin")
+    assert (tmp_path / "copy.bin").read_bytes() == path.read_bytes()
 
 
 def test_ranges_are_exact_and_a_range_past_the_end_is_refused(storage: Storage) -> None:
@@ -79,6 +81,17 @@ def test_ranges_are_exact_and_a_range_past_the_end_is_refused(storage: Storage) 
         storage.get_range("key", 20, 3)
 
 
+@pytest.mark.parametrize("threads", [1, 4])
+def test_a_file_of_several_parts_goes_there_and_back(
+    s3_url: str, s3_config: StorageConfig, tmp_path: Path, threads: int
+) -> None:
+    storage = open_storage(s3_url, s3_config.model_copy(update={"transfer_threads": threads}))
+    (tmp_path / "sent").write_bytes(os.urandom(9 * 2**20))
+    storage.put_file("key", tmp_path / "sent")
+    storage.get_file("key", tmp_path / "got")
+    assert (tmp_path / "got").read_bytes() == (tmp_path / "sent").read_bytes()
+
+
 @pytest.mark.parametrize(
     "read",
     [
@@ -86,6 +99,7 @@ def test_ranges_are_exact_and_a_range_past_the_end_is_refused(storage: Storage) 
         lambda storage: storage.get_range("no/such", 0, 1),
         lambda storage: storage.size("no/such"),
         lambda storage: storage.local("no/such"),
+        lambda storage: storage.get_file("no/such", Path(os.devnull)),
     ],
 )
 def test_a_missing_key_is_named(storage: Storage, read: Callable[[Storage], object]) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,10 +18,11 @@ import torch
 from data_pipeline.ledger import Outcome, Row
 from data_pipeline.manifest import StepOutput
 from data_pipeline.shards import Sample
+from data_pipeline.storage import StorageConfig, open_storage
 from launch.backbones import check_fits
 from launch.train_t2i import Config, train_stage
 from t2i.config import load_config
-from t2i.training.checkpoint import newest_checkpoint
+from t2i.training.checkpoint import find_damage, newest_checkpoint
 
 REPO = Path(__file__).resolve().parents[2]
 NUM_SAMPLES = 16
@@ -69,8 +71,9 @@ def config(tmp_path: Path) -> Path:
     return path
 
 
-def train(path: Path, case: str, steps: int) -> None:
-    config = load_config(path, [*CASES[case], f"t2i.training.steps={steps}"], Config)
+def train(path: Path, case: str, steps: int, *overrides: str) -> None:
+    every = [*CASES[case], f"t2i.training.steps={steps}", *overrides]
+    config = load_config(path, every, Config)
     training, loader = config.training, config.loader
     check_fits(config, training, loader)
     device = torch.device("cpu")
@@ -100,6 +103,22 @@ def test_config_alone_trains_and_goes_on(
     assert set(saved.state.objective) == state[case]
 
 
+def test_the_same_command_on_a_fresh_machine_goes_on_from_the_copy_on_s3(
+    config: Path, process_group: None, s3_url: str, s3_config: StorageConfig
+) -> None:
+    copies = [
+        f"launch.train.upload.address={s3_url}",
+        f"data_pipeline.storage.endpoint_url={s3_config.endpoint_url}",
+        f"data_pipeline.storage.region={s3_config.region}",
+    ]
+    train(config, "sit", 2, *copies)
+    shutil.rmtree(config.parent / "run")
+    train(config, "sit", 3, *copies)
+    assert [line["step"] for line in lines(config) if "loss" in line] == [3]
+    there = {key.partition("/")[0] for key in open_storage(f"{s3_url}/stage1", s3_config).list()}
+    assert there == {"step-00000002", "step-00000003"}
+
+
 @pytest.mark.slow
 def test_the_deepspeed_launcher_trains_on_two_processes(config: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
@@ -107,8 +126,10 @@ def test_the_deepspeed_launcher_trains_on_two_processes(config: Path) -> None:
     options = ["--num_gpus", "2", "--master_port", str(20_000 + os.getpid() % 20_000)]
     script = str(REPO / "launch" / "train_t2i.py")
     sets = [part for override in CASES["mask_dit-masked"] for part in ("--set", override)]
+    sets += ["--set", f"launch.train.upload.address={config.parent / 'copies'}"]
     stage = ["--stage", "1", "--config", str(config), *sets]
     command = [sys.executable, launcher, *options, script, *stage]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert 0 < lines(config)[0]["lambda"] <= 10
+    assert find_damage(config.parent / "copies" / "stage1" / "step-00000002") is None

@@ -34,7 +34,7 @@ from t2i.training.engine import start_processes, stop_processes
 from t2i.training.trainer import train
 
 make_run = runpy.run_path(str(Path(__file__).with_name("tiny_run.py")))["make_run"]
-NUM_KILLS, NUM_STEPS = 4, 24
+NUM_KILLS, NUM_STEPS = 3, 10
 AT_ONCE = 1e-9  # minutes
 
 
