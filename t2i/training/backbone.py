@@ -75,10 +75,12 @@ class TextConditioned(nn.Module):
         timestep_B: Tensor,
         text: TextStates,
         keep_ids_BK: Tensor | None,
+        *,
+        keep_mask_BK: Tensor | None = None,
     ) -> Tensor:
         """The velocity, in the dtype of ``latents_BCHW``."""
         context = self.model.prepare_text(text.states, text.mask)
-        return self.model(latents_BCHW, timestep_B, context, keep_ids_BK)
+        return self.model(latents_BCHW, timestep_B, context, keep_ids_BK, keep_mask_BK=keep_mask_BK)
 
 
 class TextConditioner:

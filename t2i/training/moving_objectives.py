@@ -208,8 +208,10 @@ class MovingMasked(MovingObjective):
         weights = {name: parameter.detach() for name, parameter in self.parameters.items()}
         weights[LAST_LAYER].requires_grad_()
 
-        def network(*inputs: object) -> Tensor:
-            answer: Tensor = torch.func.functional_call(self.skeleton, weights, inputs, strict=True)
+        def network(*inputs: object, **masks: object) -> Tensor:
+            answer: Tensor = torch.func.functional_call(
+                self.skeleton, weights, inputs, masks, strict=True
+            )
             return answer
 
         terms = self.objective.training_terms(network, batch, condition)
@@ -230,7 +232,10 @@ def make_objective(
     Raises:
         ValueError: objective and backbone do not fit together.
     """
-    base = FlowMatching(config.seed, config.gamma, config.timestep, backbone.patch_size)
+    is_bernoulli = config.routing_draw == "bernoulli"
+    base = FlowMatching(
+        config.seed, config.gamma, config.timestep, backbone.patch_size, is_bernoulli
+    )
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     match config.objective:
         case ModelGuidanceConfig() as guidance:
