@@ -24,7 +24,7 @@ from data_pipeline.images import (
     store_image,
 )
 from data_pipeline.jobs import Job, JobsConfig, run_job
-from data_pipeline.ledger import Outcome, Row
+from data_pipeline.ledger import Outcome, Row, Status
 from data_pipeline.shards import Sample
 from data_pipeline.storage import Storage, StorageConfig, open_storage
 from t2i.config import Section, add_config_arguments, config_from_args, describe_config, section
@@ -116,7 +116,8 @@ class ClassFoldersStep:
         try:
             image = store_image(self.source.get(item.file), self.limits)
         except ImageError as error:
-            status = "filtered" if error.reason == "too_small" else "failed"
+            too_small = error.reason == "too_small"
+            status: Status = "filtered" if too_small else "failed"
             return Outcome(Row(item.key, status, error.reason, columns, error.detail))
         columns |= image.columns
         parts = {image.extension: image.data, "json": json.dumps(columns).encode()}
