@@ -1,8 +1,12 @@
-"""Routes of a model in its config; free of torch."""
+"""Routes of a model, and kinds of routing draws, in configs; free of torch."""
 
 from __future__ import annotations
 
+from typing import Literal
+
 Routes = tuple[tuple[int, int], ...]
+# How samples draw the tokens that they keep, see `t2i.models.routing.draw_keep`.
+RoutingDraw = Literal["fixed", "bernoulli"]
 
 
 def resolve_routes(routes: Routes, num_layers: int) -> Routes:
