@@ -83,6 +83,8 @@ class RemoteCheckpoints:
     def fetch_newer(self, folder: Path, than: Checkpoint | None) -> Checkpoint | None:
         """Copy the newest checkpoint that verifies into ``folder``, if it is newer; else ``than``.
 
+        The other processes wait meanwhile, no longer than t2i.training.timeout_minutes.
+
         Raises:
             OSError: this place cannot be read, and there is no ``than`` to go on from.
         """
