@@ -11,6 +11,7 @@ and of scores with values.
 from __future__ import annotations
 
 from t2i.models.mask_dit_config import MaskDiTConfig
+from t2i.models.routes import first_routed
 from t2i.models.sit_config import SiTConfig
 from t2i.models.tr_dit_config import TRDiTConfig
 
@@ -122,8 +123,7 @@ def can_drop_tokens(config: Backbone) -> bool:
 def _num_shared_blocks(config: Backbone) -> int:
     if isinstance(config, MaskDiTConfig):
         return 0
-    routes = config.resolved_routes
-    return routes[0][0] if routes else config.num_layers
+    return first_routed(config.resolved_routes, config.num_layers)
 
 
 def _num_sparse_blocks(config: Backbone) -> int:
