@@ -155,13 +155,17 @@ def build_run(
     device: torch.device,
 ) -> Run:
     """Backbone and data of a stage, as the trainer wants them."""
-    from t2i.training.run import Run
+    from t2i.training.run import Run, lacks_scale_input, with_new_scale_input
 
+    backbone = build_backbone(config, training, device)
+    if lacks_scale_input(start, backbone.model):
+        _say(f"{start.source} has no scale input: a new one is added, without effect at first")
+        start = with_new_scale_input(start, backbone.model)
     return Run(
         name=f"stage {number}",
         folder=Path(stage.folder),
         config=training,
-        backbone=build_backbone(config, training, device),
+        backbone=backbone,
         batches=make_batches(loader, training, config.storage),
         validation=make_validation(loader, training, config),
         start=start,

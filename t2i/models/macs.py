@@ -103,9 +103,10 @@ def decoder_macs(
 
 
 def ends_macs(config: Backbone, num_tokens: int) -> tuple[int, int]:
-    """MACs of (patch embedding and time embedding, head)."""
+    """MACs of (embeddings of patches, of time and perhaps of the guidance scale, head)."""
     width, patch_area = config.width, config.patch_size**2
-    embed = num_tokens * config.in_channels * patch_area * width + TIME_SINUSOIDS * width + width**2
+    embed = num_tokens * config.in_channels * patch_area * width
+    embed += (1 + config.scale_input) * (TIME_SINUSOIDS * width + width**2)
     head_width, head_channels = width, config.in_channels
     if isinstance(config, SiTConfig):
         head_channels = config.head_channels

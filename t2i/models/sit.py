@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from t2i.models.layers import add_scale
 from t2i.models.routes import first_routed
 from t2i.models.routing import Kept, blocks_left, gather_tokens, scatter_tokens, segments
 from t2i.models.sit_config import SiTConfig
@@ -60,6 +61,8 @@ class SiT(nn.Module):
             Block(width, config.num_heads, width) for _ in range(config.num_layers)
         )
         self.head = Head(width, width, config.head_channels * patch_size**2)
+        # drawn last, so that a seed gives all other weights with and without it
+        self.scale = TimeEmbedding(width, zero=True) if config.scale_input else None
 
     @classmethod
     def from_config(cls, config: SiTConfig) -> SiT:
@@ -74,6 +77,7 @@ class SiT(nn.Module):
         keep_ids_BK: Tensor | None = None,
         keep_mask_BK: Tensor | None = None,
         skip_blocks: Sequence[int] = (),
+        guidance_scale_B: Tensor | None = None,
     ) -> Tensor:
         """The prediction at (latents, t) for a class.
 
@@ -87,6 +91,8 @@ class SiT(nn.Module):
             keep_mask_BK: bool of the same shape, False = a place that only fills up the row of a
                 sample that keeps fewer than K tokens (`routing.draw_keep`); None = all kept.
             skip_blocks: blocks that are left out for the whole batch (S2 guidance).
+            guidance_scale_B: (B,) float32, w of model-guidance (1 = plain, 0 with the null
+                condition), for a model with a scale input and only there.
 
         Returns:
             In the dtype of `latents_BCHW`. Velocity models: v = data - noise, (B, C, H, W).
@@ -94,17 +100,21 @@ class SiT(nn.Module):
             then DiT's interpolation weight of the variance.
 
         Raises:
-            ValueError: sizes that do not divide, or kept tokens for a model without routes.
+            ValueError: sizes that do not divide, kept tokens for a model without routes, a missing
+                or unwanted scale.
         """
-        hidden = self.embed(latents_BCHW, timestep_B)
+        hidden = self.embed(latents_BCHW, timestep_B, guidance_scale_B)
         hidden = self.before_route(hidden, labels_B, skip_blocks)
         prediction = self.from_route(hidden, labels_B, keep_ids_BK, keep_mask_BK, skip_blocks)
         return prediction.to(latents_BCHW.dtype)
 
-    def embed(self, latents_BCHW: Tensor, timestep_B: Tensor) -> Hidden:
-        """Patches to tokens with positions, time to its embedding."""
+    def embed(
+        self, latents_BCHW: Tensor, timestep_B: Tensor, guidance_scale_B: Tensor | None = None
+    ) -> Hidden:
+        """Patches to tokens with positions, time (and guidance scale) to an embedding."""
         grid = self.patch.grid(latents_BCHW)
-        return Hidden(self.patch(latents_BCHW), self.time(timestep_B), grid)
+        time_BD = add_scale(self.time(timestep_B), self.scale, guidance_scale_B)
+        return Hidden(self.patch(latents_BCHW), time_BD, grid)
 
     def before_route(
         self, hidden: Hidden, labels_B: Tensor, skip_blocks: Sequence[int] = ()

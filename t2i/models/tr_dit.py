@@ -27,6 +27,7 @@ from t2i.models.layers import (
     SelfAttention,
     SwiGLU,
     TimeEmbedding,
+    add_scale,
     modulate,
     rms_norm,
 )
@@ -195,6 +196,8 @@ class TRDiT(nn.Module):
         blocks = [Block(config) for _ in range(config.num_layers)]
         self.blocks: list[Block] = nn.ModuleList(blocks)  # type: ignore[assignment]
         self.head = Head(config)
+        # drawn last, so that a seed gives all other weights with and without it
+        self.scale = TimeEmbedding(config.width, zero=True) if config.scale_input else None
 
     @classmethod
     def from_config(cls, config: TRDiTConfig) -> TRDiT:
@@ -230,6 +233,7 @@ class TRDiT(nn.Module):
         keep_ids_BK: Tensor | None = None,
         keep_mask_BK: Tensor | None = None,
         skip_blocks: Sequence[int] = (),
+        guidance_scale_B: Tensor | None = None,
     ) -> Tensor:
         """The velocity at (latents, t) for a text.
 
@@ -242,20 +246,25 @@ class TRDiT(nn.Module):
             keep_mask_BK: bool of the same shape, False = a place that only fills up the row of a
                 sample that keeps fewer than K tokens (`routing.draw_keep`); None = all kept.
             skip_blocks: blocks that are left out for the whole batch (S2 guidance).
+            guidance_scale_B: (B,) float32, w of model-guidance (1 = plain, 0 with the null
+                condition), for a model with a scale input and only there.
 
         Returns:
             the shape and dtype of `latents_BCHW`.
 
         Raises:
-            ValueError: sizes that do not divide, or kept tokens for a model without routes.
+            ValueError: sizes that do not divide, kept tokens for a model without routes, a missing
+                or unwanted scale.
         """
-        hidden = self.embed(latents_BCHW, timestep_B)
+        hidden = self.embed(latents_BCHW, timestep_B, guidance_scale_B)
         hidden = self.before_route(hidden, text, skip_blocks)
         velocity = self.from_route(hidden, text, keep_ids_BK, keep_mask_BK, skip_blocks)
         return velocity.to(latents_BCHW.dtype)
 
-    def embed(self, latents_BCHW: Tensor, timestep_B: Tensor) -> Hidden:
-        """Patches to tokens, time to its embedding, the grid to its rotation."""
+    def embed(
+        self, latents_BCHW: Tensor, timestep_B: Tensor, guidance_scale_B: Tensor | None = None
+    ) -> Hidden:
+        """Patches to tokens, time (and guidance scale) to an embedding, the grid to its rotation."""
         patch_size, (height, width) = self.config.patch_size, latents_BCHW.shape[-2:]
         if height % patch_size or width % patch_size:
             raise ValueError(
@@ -265,7 +274,7 @@ class TRDiT(nn.Module):
         grid = (height // patch_size, width // patch_size)
         return Hidden(
             tokens_BTD=self.patch(patches.flatten(2).transpose(1, 2)),
-            time_BD=self.time(timestep_B),
+            time_BD=F.silu(add_scale(self.time(timestep_B), self.scale, guidance_scale_B)),
             rotation=axial_rotation(
                 *grid, self.config.num_heads, self.config.head_width, latents_BCHW.device
             ),

@@ -101,7 +101,7 @@ class MovingGuidance(MovingObjective):
         """
         scale = state.get("scale")
         auto = PLAIN if scale is None else ScaleState(scale, state.get("quality"))
-        self.objective = ModelGuidance(base, config, auto=auto)
+        self.objective = ModelGuidance(base, config, backbone.takes_scale, auto)
         self.config = config
         self.conditioner = backbone.conditioner
         self.pool = backbone.conditioner.pool() if config.num_references else None
