@@ -31,6 +31,17 @@ class BackboneSections(Section):
     mask_dit: MaskDiTConfig = section("t2i.models.mask_dit")
     text: TextEncoderConfig = section("t2i.encoders.text")
 
+    @property
+    def chosen_model(self) -> TRDiTConfig | SiTConfig | MaskDiTConfig:
+        """The section that ``launch.train.model`` names."""
+        match self.launch.model:
+            case "tr_dit":
+                return self.tr_dit
+            case "sit":
+                return self.sit
+            case "mask_dit":
+                return self.mask_dit
+
 
 def check_fits(sections: BackboneSections, training: TrainingConfig, loader: LoaderConfig) -> None:
     """Refuse settings of a stage that its model or its objective would ignore or cannot use.
@@ -144,6 +155,12 @@ def _objective_problems(
         )
     if isinstance(training.objective, ModelGuidanceConfig):
         problems += _guidance_problems(training.objective, sections, loader)
+    elif sections.chosen_model.scale_input:
+        problems.append(
+            f"t2i.models.{name}.scale_input: objective {training.objective.name} feeds no scale; "
+            "set it to false, or the objective to "
+            "{name: model_guidance, scale: {low: 1.0, high: 2.0}}"
+        )
     return problems
 
 
@@ -152,7 +169,7 @@ def _guidance_problems(
 ) -> list[str]:
     key, problems = "t2i.training.objective", []
     try:
-        check_scale_input(config, network_takes_scale=False)
+        check_scale_input(config, sections.chosen_model.scale_input)
     except ValueError as error:
         problems.append(f"{key}: {error}")
     if isinstance(config.scale, AutoScale) and sections.launch.validation_samples == 0:

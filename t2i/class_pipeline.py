@@ -111,6 +111,7 @@ class ClassToImagePipeline(ImagePipeline):
         solver: str = "euler",
         shift: float | Literal["resolution"] = 1.0,
         routing_draw: RoutingDraw = "fixed",
+        model_scale: float | None = None,
     ) -> PipelineOutput:
         """Make images.
 
@@ -137,6 +138,7 @@ class ClassToImagePipeline(ImagePipeline):
             solver,
             shift,
             routing_draw,
+            model_scale,
         )
 
     def conditions(

@@ -68,6 +68,7 @@ class ImagePipeline:
         solver: str,
         shift: float | Literal["resolution"],
         routing_draw: RoutingDraw,
+        model_scale: float | None,
     ) -> PipelineOutput:
         """Images of conditions; arguments as in the pipelines' `__call__` and `sample_latents`."""
 
@@ -88,6 +89,7 @@ class ImagePipeline:
             shift=self.resolution_shift(latent_shape) if shift == "resolution" else shift,
             on_step=on_step,
             bernoulli=routing_draw == "bernoulli",
+            model_scale=model_scale,
         )
         images = latents if output_type == "latent" else self.decode(latents, output_type)
         return PipelineOutput(images, tuple(seeds))

@@ -121,6 +121,7 @@ class TextToImagePipeline(ImagePipeline):
         solver: str = "euler",
         shift: float | Literal["resolution"] = 1.0,
         routing_draw: RoutingDraw = "fixed",
+        model_scale: float | None = None,
         random_prompts: Sequence[str] = RANDOM_PROMPTS,
     ) -> PipelineOutput:
         """Make images.
@@ -142,6 +143,8 @@ class TextToImagePipeline(ImagePipeline):
                 T_ref the number of tokens at the size that the pipeline is made for.
             routing_draw: "fixed": a branch keeps the same number of tokens in each image;
                 "bernoulli": each token with probability 1 - gamma.
+            model_scale: the scale w that a model trained with a scale input is fed; None = 1,
+                plain. It guides without a second branch, and composes with every guidance.
             random_prompts: what guidance icg draws its independent conditions from.
 
         Raises:
@@ -162,6 +165,7 @@ class TextToImagePipeline(ImagePipeline):
             solver,
             shift,
             routing_draw,
+            model_scale,
         )
 
     def encode(

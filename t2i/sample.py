@@ -85,6 +85,11 @@ def build_parser() -> argparse.ArgumentParser:
     guidance.add_argument(
         "--aux", metavar="CHECKPOINT", help="weaker network, for guidance ag and ag+sg"
     )
+    guidance.add_argument(
+        "--model-scale",
+        metavar="W",
+        help="scale that is fed to a model trained with scale_input; 1 means no guidance",
+    )
     what = parser.add_argument_group("what to make")
     what.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="may repeat")
     what.add_argument(
@@ -281,6 +286,8 @@ def settings_of(config: Config) -> dict[str, str]:
         "size": "x".join(map(str, sampling.size)) if sampling.size else "default",
         "dtype": sampling.dtype,
     }
+    if sampling.model_scale is not None:
+        settings["model_scale"] = str(sampling.model_scale)
     if sampling.aux is not None:
         settings["aux"] = checkpoint_hash(Path(sampling.aux))
     return settings
@@ -339,6 +346,7 @@ def make_images(
             "solver": sampling.solver,
             "shift": sampling.shift,
             "routing_draw": sampling.routing_draw,
+            "model_scale": sampling.model_scale,
         }
         done = 0
         for batch in batches:

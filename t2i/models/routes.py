@@ -31,3 +31,8 @@ def resolve_routes(routes: Routes, num_layers: int) -> Routes:
             )
         resolved.append((first, last))
     return tuple(resolved)
+
+
+def first_routed(routes: Routes, num_layers: int) -> int:
+    """The first layer that tokens can skip; `num_layers` when there are no (resolved) routes."""
+    return routes[0][0] if routes else num_layers

@@ -41,6 +41,9 @@ class SamplingConfig(Section):
     routing_draw: RoutingDraw = Field(
         "fixed", description="fixed count of kept tokens, or each with probability 1 - gamma"
     )
+    model_scale: float | None = Field(
+        None, ge=0, description="guidance scale fed to a model with a scale input; none = 1, plain"
+    )
     size: tuple[int, int] | None = Field(
         None, description="height and width in pixels; none = the size the pipeline is made for"
     )

@@ -56,12 +56,14 @@ class Backbone:
         network: an `objectives.Network` that runs it; holds no other parameters.
         patch_size: of the model.
         conditioner: gives the conditions that ``network`` takes.
+        takes_scale: whether ``network`` takes ``guidance_scale_B``, (B,) float32.
     """
 
     model: nn.Module
     network: nn.Module
     patch_size: int
     conditioner: Conditioner
+    takes_scale: bool
 
 
 class TextConditioned(nn.Module):
@@ -79,10 +81,18 @@ class TextConditioned(nn.Module):
         keep_ids_BK: Tensor | None,
         *,
         keep_mask_BK: Tensor | None = None,
+        guidance_scale_B: Tensor | None = None,
     ) -> Tensor:
         """The velocity, in the dtype of ``latents_BCHW``."""
         context = self.model.prepare_text(text.states, text.mask)
-        return self.model(latents_BCHW, timestep_B, context, keep_ids_BK, keep_mask_BK=keep_mask_BK)
+        return self.model(
+            latents_BCHW,
+            timestep_B,
+            context,
+            keep_ids_BK,
+            keep_mask_BK=keep_mask_BK,
+            guidance_scale_B=guidance_scale_B,
+        )
 
 
 class TextConditioner:
@@ -180,10 +190,12 @@ def text_backbone(
 ) -> Backbone:
     """TR-DiT, conditioned on captions; the other arguments: see `TextConditioner`."""
     conditioner = TextConditioner(encode, device, reference_captions)
-    return Backbone(model, TextConditioned(model), model.config.patch_size, conditioner)
+    network, config = TextConditioned(model), model.config
+    return Backbone(model, network, config.patch_size, conditioner, config.scale_input)
 
 
 def label_backbone(model: SiT | MaskDiT, device: torch.device) -> Backbone:
     """SiT or MaskDiT, conditioned on class labels."""
-    conditioner = LabelConditioner(model.config.num_classes, device)
-    return Backbone(model, model, model.config.patch_size, conditioner)
+    config = model.config
+    conditioner = LabelConditioner(config.num_classes, device)
+    return Backbone(model, model, config.patch_size, conditioner, config.scale_input)

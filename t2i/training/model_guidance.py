@@ -35,7 +35,7 @@ from t2i.training.model_guidance_config import (
 )
 from t2i.training.objectives import FlowMatching, Losses, Noised
 
-# an objectives.Network; a scale-aware one takes the scale (B,) float32 as a fifth argument
+# an objectives.Network; a scale-aware one also takes guidance_scale_B=, (B,) float32
 GuidedNetwork = Callable[..., Tensor]
 
 
@@ -46,7 +46,7 @@ class ModelGuidance:
     Attributes:
         base: draws noise, times and routed tokens.
         config: see `ModelGuidanceConfig`.
-        network_takes_scale: whether networks take a fifth argument.
+        network_takes_scale: whether networks take ``guidance_scale_B``.
         auto: where the automatic scale stands, for `AutoScale`.
 
     Raises:
@@ -83,7 +83,7 @@ class ModelGuidance:
             noised.timestep_B,
             conditions.given,
             noised.keep_ids_BK,
-            *self._scale_input(scale_B),
+            **self._scale_input(scale_B),
             **noised.masks,
         )
         target_BCHW = noised.velocity_BCHW
@@ -104,7 +104,7 @@ class ModelGuidance:
         one_B = torch.ones(len(batch.sample_ids), device=batch.moments.device)
 
         def plain(*inputs: object, **masks: object) -> Tensor:
-            return network(*inputs, *self._scale_input(one_B), **masks)
+            return network(*inputs, **self._scale_input(one_B), **masks)
 
         return self.base.validation_loss(plain, batch, condition, timestep)
 
@@ -151,12 +151,12 @@ class ModelGuidance:
         def ask(condition: Condition, scale: float) -> Tensor:
             scale_input = self._scale_input(torch.full_like(noised.timestep_B, scale))
             return teacher(
-                noised.x_t_BCHW, noised.timestep_B, condition, keep_ids_BK, *scale_input, **masks
+                noised.x_t_BCHW, noised.timestep_B, condition, keep_ids_BK, **scale_input, **masks
             ).float()
 
         reference_scale = 1.0 if self.config.num_references else 0.0
         references = [ask(condition, reference_scale) for condition in conditions.references]
         return ask(conditions.given, 1.0) - torch.stack(references).mean(dim=0)
 
-    def _scale_input(self, scale_B: Tensor) -> tuple[Tensor, ...]:
-        return (scale_B,) if self.network_takes_scale else ()
+    def _scale_input(self, scale_B: Tensor) -> dict[str, Tensor]:
+        return {"guidance_scale_B": scale_B} if self.network_takes_scale else {}

@@ -78,13 +78,13 @@ def check_scale_input(config: ModelGuidanceConfig, network_takes_scale: bool) ->
     """
     if config.feeds_scale and not network_takes_scale:
         raise ValueError(
-            "scale is an interval, but the network has no scale input; give a number, or build "
-            "the network with a scale input"
+            "scale is an interval, but the network has no scale input; give a number, or set "
+            "scale_input of the model to true"
         )
     if network_takes_scale and not config.feeds_scale:
         raise ValueError(
             "the network has a scale input, so scale must be an interval such as "
-            "{low: 1.0, high: 2.0}; or build the network without a scale input"
+            "{low: 1.0, high: 2.0}; or set scale_input of the model to false"
         )
 
 

@@ -101,7 +101,7 @@ class MovingGuidance(MovingObjective):
         """
         scale = state.get("scale")
         auto = PLAIN if scale is None else ScaleState(scale, state.get("quality"))
-        self.objective = ModelGuidance(base, config, auto=auto)
+        self.objective = ModelGuidance(base, config, backbone.takes_scale, auto)
         self.config = config
         self.conditioner = backbone.conditioner
         names = {id(parameter): name for name, parameter in backbone.model.named_parameters()}

@@ -19,6 +19,7 @@ SIT = ("launch.train.model=sit", *LABELLED)
 MASK_DIT = ("launch.train.model=mask_dit", *LABELLED)
 MASKED = ("t2i.training.objective.name=masked",)
 GUIDED = ("t2i.training.objective.name=model_guidance",)
+INTERVAL = (*GUIDED, "t2i.training.objective.scale={low: 1.0, high: 2.0}")
 
 
 def load(*overrides: str, path: str = "nano") -> Config:
@@ -49,6 +50,9 @@ def check(config: Config) -> None:
         (*MASK_DIT, *MASKED),
         (*MASK_DIT, "t2i.training.gamma=0"),
         (*MASK_DIT, *GUIDED, "t2i.training.gamma=0"),
+        (*INTERVAL, "t2i.models.tr_dit.scale_input=true"),
+        (*SIT, *INTERVAL, "t2i.models.sit.scale_input=true"),
+        (*SIT, "t2i.models.tr_dit.scale_input=true"),
     ],
 )
 def test_what_fits_is_let_through(overrides: tuple[str, ...]) -> None:
@@ -69,8 +73,21 @@ def test_what_fits_is_let_through(overrides: tuple[str, ...]) -> None:
         ((*SIT, "t2i.models.sit.routes=[]"), "gamma 0.5 skips tokens, but t2i.models.sit.routes"),
         (("t2i.models.tr_dit.routes=[]",), "t2i.models.tr_dit.routes is empty"),
         (
-            (*SIT, *GUIDED, "t2i.training.objective.scale={low: 1.0, high: 2.0}"),
-            "t2i.training.objective: scale is an interval, but the network has no scale input",
+            (*SIT, *INTERVAL, "t2i.models.tr_dit.scale_input=true"),
+            "t2i.training.objective: scale is an interval, but the network has no scale input; .*"
+            "set scale_input of the model to true",
+        ),
+        (
+            (*SIT, *GUIDED, "t2i.models.sit.scale_input=true"),
+            "t2i.training.objective: the network has a scale input, so scale must be an interval",
+        ),
+        (
+            ("t2i.models.tr_dit.scale_input=true",),
+            "t2i.models.tr_dit.scale_input: objective flow_matching feeds no scale; set it to false",
+        ),
+        (
+            (*MASK_DIT, *MASKED, "t2i.models.mask_dit.scale_input=true"),
+            "t2i.models.mask_dit.scale_input: objective masked feeds no scale; set it to false",
         ),
         (
             (*GUIDED, "t2i.training.objective.scale={decay: 0.8}"),

@@ -46,6 +46,7 @@ launch:
     stage1: {folder: FOLDER/run}
     validation_samples: 4
 """
+INTERVAL = "t2i.training.objective={name: model_guidance, scale: {low: 1.0, high: 2.0}}"
 CASES = {
     "sit": ["launch.train.model=sit"],
     "sit-guided": [
@@ -53,11 +54,17 @@ CASES = {
         "t2i.training.objective={name: model_guidance, scale: {decay: 0.5}}",
     ],
     "tr_dit-references": [
-        "launch.train.model=tr_dit",
         "data_pipeline.loader.labels=false",
         "t2i.training.routing_draw=bernoulli",
         "t2i.training.objective={name: model_guidance, num_references: 2}",
         "t2i.training.objective.num_reference_captions=3",
+    ],
+    "sit-scaled": ["launch.train.model=sit", "t2i.models.sit.scale_input=true", INTERVAL],
+    "tr_dit": ["data_pipeline.loader.labels=false"],
+    "tr_dit-scaled": [
+        "data_pipeline.loader.labels=false",
+        "t2i.models.tr_dit.scale_input=true",
+        INTERVAL,
     ],
     "mask_dit-masked": ["launch.train.model=mask_dit", "t2i.training.objective.name=masked"],
 }
@@ -81,8 +88,8 @@ def config(tmp_path: Path) -> Path:
 
 
 def train(path: Path, case: str, steps: int, *overrides: str) -> None:
-    every = [*CASES[case], f"t2i.training.steps={steps}", *overrides]
-    config = load_config(path, every, Config)
+    overrides = (*CASES[case], f"t2i.training.steps={steps}", *overrides)
+    config = load_config(path, overrides, Config)
     training, loader = config.training, config.loader
     check_fits(config, training, loader)
     device = torch.device("cpu")
@@ -126,6 +133,35 @@ def test_the_same_command_on_a_fresh_machine_goes_on_from_the_copy_on_s3(
     assert [line["step"] for line in lines(config) if "loss" in line] == [3]
     there = {key.partition("/")[0] for key in open_storage(f"{s3_url}/stage1", s3_config).list()}
     assert there == {"step-00000002", "step-00000003"}
+
+
+@pytest.mark.parametrize("model", ["sit", "tr_dit"])
+def test_a_network_without_scale_input_is_fine_tuned_with_one(
+    model: str, config: Path, process_group: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(config, model, 2)
+    first = newest_checkpoint(config.parent / "run" / "checkpoints")
+    assert first is not None
+    capsys.readouterr()
+    train(
+        config,
+        f"{model}-scaled",
+        3,
+        f"launch.train.stage1.folder={config.parent / 'tuned'}",
+        f"launch.train.stage1.start_from_run={config.parent / 'run'}",
+        "launch.train.stage1.start_with_optimizer=true",
+        "t2i.training.learning_rate=1.0e-3",
+    )
+    assert f"{first.path} has no scale input: a new one is added" in capsys.readouterr().out
+    tuned = newest_checkpoint(config.parent / "tuned" / "checkpoints")
+    assert tuned is not None
+    before, after = first.tensors("weights"), tuned.tensors("weights")
+    new = {name for name in after if name.startswith("scale.")}
+    assert set(after) - set(before) == new
+    assert all((after[name] - before[name]).abs().max() < 0.01 for name in before)
+    assert after["scale.out.weight"].any()
+    assert tuned.tensors("ema")["scale.out.weight"].any()
+    assert tuned.state.optimizer_steps == 5
 
 
 @pytest.mark.slow

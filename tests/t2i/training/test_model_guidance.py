@@ -38,10 +38,14 @@ CONDITIONS = ContrastedConditions(LABELS, (NULL,), DROPPED)
 
 
 def label_network(
-    x_t: Tensor, timestep_B: Tensor, labels_B: Tensor, keep: object, *scale_B: Tensor
+    x_t: Tensor,
+    timestep_B: Tensor,
+    labels_B: Tensor,
+    keep: object,
+    guidance_scale_B: Tensor | float = 0.0,
 ) -> Tensor:
     """label / 10 + 10 * scale, plus a tenth of x_t."""
-    number_B = labels_B / 10 + 10 * sum(scale_B)
+    number_B = labels_B / 10 + 10 * guidance_scale_B
     return 0.1 * x_t + number_B.reshape(-1, 1, 1, 1)
 
 
@@ -129,13 +133,13 @@ def test_a_scale_aware_network_is_fed_its_scale_and_the_teacher_one_and_zero(
 ) -> None:
     fed, asked = [], []
 
-    def network(x_t: Tensor, timestep_B: Tensor, labels: Tensor, keep: object, w: Tensor) -> Tensor:
-        fed.append(w)
-        return label_network(x_t, timestep_B, labels, keep)
+    def network(*inputs: Tensor, guidance_scale_B: Tensor) -> Tensor:
+        fed.append(guidance_scale_B)
+        return label_network(*inputs)
 
-    def teacher(x_t: Tensor, timestep_B: Tensor, labels: Tensor, keep: object, w: Tensor) -> Tensor:
-        asked.append((labels[0].item(), *w.unique().tolist()))
-        return label_network(x_t, timestep_B, labels, keep, w)
+    def teacher(*inputs: Tensor, guidance_scale_B: Tensor) -> Tensor:
+        asked.append((inputs[2][0].item(), *guidance_scale_B.unique().tolist()))
+        return label_network(*inputs, guidance_scale_B)
 
     objective = guided(ModelGuidanceConfig(scale=ScaleInterval(low=1.0, high=3.0)))
     losses = objective.training_loss(network, teacher, batch, CONDITIONS)
@@ -154,8 +158,8 @@ def test_a_scale_aware_network_is_fed_its_scale_and_the_teacher_one_and_zero(
 def test_scale_aware_references_are_asked_at_one(batch: TrainingBatch) -> None:
     asked = []
 
-    def teacher(*inputs: Tensor) -> Tensor:
-        asked.append(inputs[4].unique().tolist())
+    def teacher(*inputs: Tensor, guidance_scale_B: Tensor) -> Tensor:
+        asked.append(guidance_scale_B.unique().tolist())
         return label_network(*inputs)
 
     config = ModelGuidanceConfig(scale=ScaleInterval(), num_references=2)
@@ -167,8 +171,8 @@ def test_scale_aware_references_are_asked_at_one(batch: TrainingBatch) -> None:
 def test_scales_are_uniform_in_their_interval(batch: TrainingBatch) -> None:
     fed = []
 
-    def network(*inputs: Tensor) -> Tensor:
-        fed.append(inputs[4])
+    def network(*inputs: Tensor, guidance_scale_B: Tensor) -> Tensor:
+        fed.append(guidance_scale_B)
         return label_network(*inputs)
 
     objective = guided(ModelGuidanceConfig(scale=ScaleInterval(low=0.5, high=2.5)))
