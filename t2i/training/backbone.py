@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Protocol
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from t2i.batch import DROPPED, TrainingBatch
 from t2i.encoders.text import TextStates
+from t2i.models.macs import training_flops
 from t2i.models.mask_dit import MaskDiT
 from t2i.models.sit import SiT
 from t2i.models.tr_dit import TRDiT
@@ -54,12 +55,15 @@ class Backbone:
         network: an `objectives.Network` that runs it; holds no other parameters.
         patch_size: of the model.
         conditioner: gives the conditions that ``network`` takes.
+        training_flops: (image tokens, text tokens, gamma) -> FLOPs of one sample, forward and
+            backward; see `t2i.models.macs.training_flops`.
     """
 
     model: nn.Module
     network: nn.Module
     patch_size: int
     conditioner: Conditioner
+    training_flops: Callable[[int, int, float], float]
 
 
 class TextConditioned(nn.Module):
@@ -154,10 +158,12 @@ def text_backbone(
 ) -> Backbone:
     """TR-DiT, conditioned on captions; ``encode``: see `TextConditioner`."""
     conditioner = TextConditioner(encode, device)
-    return Backbone(model, TextConditioned(model), model.config.patch_size, conditioner)
+    flops = partial(training_flops, model.config)
+    return Backbone(model, TextConditioned(model), model.config.patch_size, conditioner, flops)
 
 
 def label_backbone(model: SiT | MaskDiT, device: torch.device) -> Backbone:
     """SiT or MaskDiT, conditioned on class labels."""
     conditioner = LabelConditioner(model.config.num_classes, device)
-    return Backbone(model, model, model.config.patch_size, conditioner)
+    flops = partial(training_flops, model.config)
+    return Backbone(model, model, model.config.patch_size, conditioner, flops)
