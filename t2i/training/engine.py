@@ -88,6 +88,7 @@ class Engine:
         it says True, weights and moments stay as they are.
         """
         deepspeed = _import_deepspeed()
+        self._refuses, self._was_refused = refuses, False
         self.parameters = dict(model.named_parameters())
         on_cuda = next(model.parameters()).is_cuda or torch.cuda.is_available()
         optimizer = _RefusingAdamW(
@@ -103,7 +104,6 @@ class Engine:
         )
         self._adamw = optimizer
         self._fused = on_cuda
-        self._refuses = refuses
         optimizer.is_refused = self._is_refused
         self._start_moments()
         self.scatter(self.masters, exact)
@@ -255,8 +255,11 @@ def _import_deepspeed() -> Any:
     """
     import deepspeed
     import deepspeed.ops
+    from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
 
     deepspeed.ops.__compatible_ops__ = {}
+    if _RefusingAdamW not in ZERO_SUPPORTED_OPTIMIZERS:
+        ZERO_SUPPORTED_OPTIMIZERS.append(_RefusingAdamW)  # as torch's AdamW is
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     return deepspeed

@@ -82,8 +82,13 @@ ACCIDENTS: dict[str, Callable[[TrainingBatch], TrainingBatch]] = {
     "huge": lambda batch: replace(batch, moments=batch.moments * 1e4),
     "hang": hang,
 }
-# that accidents are seen soon
-SHORT = {"gradient_norm_window": 3, "timeout_minutes": 0.1}
+# that accidents are seen soon, and what they leave behind
+CLOSELY_WATCHED = {
+    "gradient_norm_window": 3,
+    "timeout_minutes": 0.1,
+    "checkpoint_every": 1,
+    "keep_checkpoints": 4,
+}
 
 
 def encode(captions: Sequence[str]) -> TextStates:
@@ -195,7 +200,7 @@ if __name__ == "__main__":
     for plan in arguments[1:]:
         name, steps, stop_at, zero_stage, precision, kind, *accidents = plan.split(":")
         numbers = (int(steps), int(stop_at), int(zero_stage))
-        settings = SHORT if accidents else {}
+        settings = CLOSELY_WATCHED if accidents else {}
         run = make_run(Path(arguments[0]) / name, *numbers, precision, kind, **settings)
         if accidents and torch.distributed.get_rank() == torch.distributed.get_world_size() - 1:
             accident, at = accidents[0].split("@")
