@@ -50,8 +50,6 @@ def launch_tiny_run() -> Callable[..., subprocess.CompletedProcess[str]]:
         launcher = str(Path(sys.executable).with_name("deepspeed"))
         options = ["--num_gpus", "2", "--master_port", str(20_000 + os.getpid() % 20_000)]
         command = [sys.executable, launcher, *options, str(program), str(folder), *plans]
-        return subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=300
-        )
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
     return launch
