@@ -101,8 +101,8 @@ def communication_share(events: Sequence[FunctionEvent]) -> float:
     spans = [(e.time_range.start, e.time_range.end, e.name) for e in events]
     if not spans:
         return 0.0
-    names = [name for _, _, name in spans]
-    prefix = "nccl" if any(name.startswith("ncclDevKernel") for name in names) else "gloo:"
+    kernel = "ncclDevKernel"  # "nccl:..." spans are the calls that put kernels into the queue
+    prefix = kernel if any(name.startswith(kernel) for _, _, name in spans) else "gloo:"
     collectives = sorted((start, end) for start, end, name in spans if name.startswith(prefix))
     total, reached = 0.0, float("-inf")
     for start, end in collectives:
