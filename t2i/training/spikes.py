@@ -28,6 +28,9 @@ class SpikeGuard:
     so many updates have been applied, none is refused. A refused norm does not enter the median, so
     what a guard says is a function of the applied norms alone, the same on all processes.
 
+    The default ratio is far from what healthy runs do: the largest norm in runs of nano models is
+    about twice the median, in toys with batches of 8 and a learning rate of 1e-2 about 16 times.
+
     Attributes:
         limit: the largest norm that is let through now; None = any.
     """

@@ -53,7 +53,7 @@ class TrainingConfig(Section):
     validate_every: int = Field(default=1_000, ge=1)
     # Steps without an update: gradients that are not finite, and spikes (see spikes.SpikeGuard).
     max_gradient_norm_ratio: float | None = Field(
-        default=10, gt=1, description="to the median of the last norms; None = no limit"
+        default=20, gt=1, description="to the median of the last norms; None = no limit"
     )
     gradient_norm_window: int = Field(default=128, ge=1, description="applied steps of the median")
     max_skipped_in_a_row: int = Field(default=20, ge=1)
