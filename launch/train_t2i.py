@@ -25,7 +25,12 @@ from typing import TYPE_CHECKING
 
 from data_pipeline.loader_config import LoaderConfig
 from data_pipeline.storage import StorageConfig
-from launch.backbones import BackboneSections, build_backbone, check_fits
+from launch.backbones import (
+    BackboneSections,
+    build_backbone,
+    check_fits,
+    num_reference_captions,
+)
 from launch.config import StageConfig, stage_section
 from t2i.config import (
     ConfigError,
@@ -167,13 +172,18 @@ def build_run(
     device: torch.device,
 ) -> Run:
     """Backbone and data of a stage, as the trainer wants them."""
+    from data_pipeline.loader import read_captions
     from t2i.training.run import Run
 
+    num_captions = num_reference_captions(config, training)
+    captions: tuple[str, ...] = ()
+    if num_captions:
+        captions = read_captions(loader, training.seed, num_captions, config.storage)
     return Run(
         name=f"stage {number}",
         folder=Path(stage.folder),
         config=training,
-        backbone=build_backbone(config, training, device),
+        backbone=build_backbone(config, training, device, captions),
         batches=make_batches(loader, training, config.storage),
         validation=make_validation(loader, training, config),
         start=start,

@@ -15,8 +15,8 @@ from t2i.guidance.branches import Condition, Guidance
 from t2i.guidance.methods import make_guidance
 from t2i.guidance.schedules import Schedule
 from t2i.models.backbone import Backbone
+from t2i.models.routes import RoutingDraw
 from t2i.sampling.sampler import Given, sample_latents
-from t2i.sampling.sampling_config import RoutingDraw
 
 if TYPE_CHECKING:
     import numpy

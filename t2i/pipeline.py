@@ -34,10 +34,11 @@ from t2i.image_pipeline import (
     choose_guidance,
     choose_seeds,
 )
+from t2i.models.routes import RoutingDraw
 from t2i.models.storage import WEIGHTS_NAME, save_transformer
 from t2i.models.tr_dit import TRDiT, load_transformer
 from t2i.sampling.sampler import RUN_SEED, ConditionText, Given
-from t2i.sampling.sampling_config import RANDOM_PROMPTS, RoutingDraw
+from t2i.sampling.sampling_config import RANDOM_PROMPTS
 
 INDEX_NAME = "model_index.json"
 ConfigT = TypeVar("ConfigT", VAEConfig, TextEncoderConfig)

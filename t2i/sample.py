@@ -10,7 +10,8 @@
 
 Each PNG carries its prompt or class, seed, guidance and checkpoint hash in its metadata. Run again,
 the command makes only the images that are missing or were made with other settings. Without prompts
-it takes built-in ones of the Shapes world. Under `accelerate launch` the images are shared out
+it takes built-in ones of the Shapes world. images.jsonl lists the images of the last finished
+call, which `t2i.evaluate` reads; others may lie beside them. Under `accelerate launch` the images are shared out
 among the processes.
 """
 
@@ -144,12 +145,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     # Dealt out by number, not by what is missing, which the processes see at different moments.
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if rank == 0:
+        folder.begin(jobs)
     own = folder.missing(jobs[rank::world_size])
     if own:
         pipeline = load_pipeline(config, is_class_model=args.classes is not None)
         make_images(pipeline, own, folder, config)
     if not folder.missing(jobs):
-        LOG.info("contact sheet: %s", folder.write_contact_sheet(jobs))
+        LOG.info("contact sheet: %s", folder.finish(jobs))
     return 0
 
 

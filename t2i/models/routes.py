@@ -1,10 +1,13 @@
-"""Routes of a model in its config, and how many tokens run them; free of torch."""
+"""Routes of a model and kinds of routing draws in configs, and how many tokens run; free of torch."""
 
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 Routes = tuple[tuple[int, int], ...]
+# How samples draw the tokens that they keep, see `t2i.models.routing.draw_keep`.
+RoutingDraw = Literal["fixed", "bernoulli"]
 
 
 def resolve_routes(routes: Routes, num_layers: int) -> Routes:

@@ -7,11 +7,10 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from t2i.config import ASSETS_FOLDER, Section
+from t2i.models.routes import RoutingDraw
 
 # Solver names; `t2i.sampling.solvers.SOLVERS` has the functions.
 SolverName = Literal["euler", "heun", "unipc"]
-# How a branch draws the tokens that it keeps, see `t2i.models.routing.draw_keep`.
-RoutingDraw = Literal["fixed", "bernoulli"]
 
 # Drawn from by guidance icg: prompts that have nothing to do with the image.
 RANDOM_PROMPTS = (

@@ -84,6 +84,7 @@ class ModelGuidance:
             conditions.given,
             noised.keep_ids_BK,
             *self._scale_input(scale_B),
+            **noised.masks,
         )
         target_BCHW = noised.velocity_BCHW
         if self.asks_teacher(batch.step):
@@ -102,8 +103,8 @@ class ModelGuidance:
         """Dense losses against the plain target, of a scale-aware network at scale 1."""
         one_B = torch.ones(len(batch.sample_ids), device=batch.moments.device)
 
-        def plain(x_t: Tensor, timestep_B: Tensor, condition: Condition, keep: object) -> Tensor:
-            return network(x_t, timestep_B, condition, keep, *self._scale_input(one_B))
+        def plain(*inputs: object, **masks: object) -> Tensor:
+            return network(*inputs, *self._scale_input(one_B), **masks)
 
         return self.base.validation_loss(plain, batch, condition, timestep)
 
@@ -144,12 +145,13 @@ class ModelGuidance:
         """u~(x_t, t, c) - the mean of u~ over the references, float32 (B, C, H, W)."""
         expected = max(self.config.num_references, 1)
         assert len(conditions.references) == expected, f"{expected} references expected"
-        keep_ids_BK = noised.keep_ids_BK if self.config.teacher_skips_tokens else None
+        is_routed = self.config.teacher_skips_tokens
+        keep_ids_BK, masks = (noised.keep_ids_BK, noised.masks) if is_routed else (None, {})
 
         def ask(condition: Condition, scale: float) -> Tensor:
             scale_input = self._scale_input(torch.full_like(noised.timestep_B, scale))
             return teacher(
-                noised.x_t_BCHW, noised.timestep_B, condition, keep_ids_BK, *scale_input
+                noised.x_t_BCHW, noised.timestep_B, condition, keep_ids_BK, *scale_input, **masks
             ).float()
 
         reference_scale = 1.0 if self.config.num_references else 0.0

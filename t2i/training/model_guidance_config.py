@@ -47,6 +47,11 @@ class ModelGuidanceConfig(Section):
     num_references: int = Field(
         default=0, ge=0, description="N: mean over N conditions in place of the empty one (eq. 23)"
     )
+    # Labels are drawn among all classes. Texts cannot be listed: they are drawn among the captions
+    # of so many samples at the head of the data's order.
+    num_reference_captions: int = Field(
+        default=1024, ge=1, description="captions that references of texts are drawn from"
+    )
     from_step: int = Field(default=0, ge=0, description="plain flow matching before this step")
     below_noise_level: float | None = Field(
         default=None, gt=0, le=1, description="guide only where 1 - t is below; None = everywhere"

@@ -36,7 +36,10 @@ def check(config: Config) -> None:
         GUIDED,
         SIT,
         (*SIT, *GUIDED),
+        (*GUIDED, "t2i.training.objective.num_references=4"),
         (*SIT, *GUIDED, "t2i.training.objective.num_references=4"),
+        ("t2i.training.routing_draw=bernoulli",),
+        (*MASK_DIT, *MASKED, "t2i.training.routing_draw=bernoulli"),
         (
             *SIT,
             *GUIDED,
@@ -78,8 +81,25 @@ def test_what_fits_is_let_through(overrides: tuple[str, ...]) -> None:
             "the null condition is never trained",
         ),
         (
-            (*GUIDED, "t2i.training.objective.num_references=4"),
-            "captions cannot be listed",
+            (
+                *GUIDED,
+                "t2i.training.objective.num_references=4",
+                "t2i.training.objective.num_reference_captions=3",
+            ),
+            "num_references 4: they are drawn from num_reference_captions 3; set at most that many",
+        ),
+        (
+            (*GUIDED, "t2i.training.objective.num_reference_captions=3"),
+            "num_reference_captions 3: only tr_dit with num_references above 0 draws captions",
+        ),
+        (
+            (
+                *SIT,
+                *GUIDED,
+                "t2i.training.objective.num_references=4",
+                "t2i.training.objective.num_reference_captions=5",
+            ),
+            r"num_reference_captions 5: .* \(the model is sit, num_references 4\); leave it out",
         ),
         (
             (*SIT, *GUIDED, "t2i.training.objective.num_references=25"),

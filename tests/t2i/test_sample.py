@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -107,6 +108,34 @@ def test_processes_share_the_images(
     assert [path.name for path in pictures(two)] == [
         path.name for path in pictures(tmp_path / "one")
     ]
+
+
+@pytest.mark.slow
+def test_accelerate_launch_makes_the_same_images(
+    run: Run, tmp_path: Path, config_file: Path
+) -> None:
+    assert run("--output", str(tmp_path / "one")) == 0
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    # --multi_gpu starts the processes that --num_processes asks for, on a CPU too
+    launcher = ["accelerate", "launch", "--multi_gpu", "--num_machines", "1"]
+    launcher += ["--num_processes", "2", "--main_process_port", port]
+    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    command = ["-m", "t2i.sample", "--config", str(config_file), "--output", str(tmp_path / "two")]
+    done = subprocess.run(
+        [str(Path(sys.executable).parent / launcher[0]), *launcher[1:], *command],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "images 1" in done.stderr, "one process did not share"
+    assert "images 2" in done.stderr, "one process did not share"
+    for one, other in zip(pictures(tmp_path / "one"), pictures(tmp_path / "two"), strict=True):
+        with Image.open(one) as first, Image.open(other) as second:
+            assert first.info == second.info
+            pairs = zip(first.tobytes(), second.tobytes(), strict=True)
+            assert max(abs(a - b) for a, b in pairs) <= 1
 
 
 def test_prompts_come_from_arguments_and_files(tmp_path: Path) -> None:

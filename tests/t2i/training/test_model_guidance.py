@@ -7,6 +7,7 @@ number(condition) + 10 * scale for every element, or a linear map of x_t.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -113,9 +114,8 @@ def test_only_times_below_the_noise_level_are_guided(batch: TrainingBatch) -> No
 def test_without_an_empty_class_the_mean_over_references_is_contrasted(
     batch: TrainingBatch,
 ) -> None:
-    references = draw_references(
-        torch.arange(8), 3, BASE.seed, batch.step, sample_ids_B=batch.sample_ids
-    )
+    drawn = draw_references(8, 3, BASE.seed, batch.step, sample_ids_B=batch.sample_ids)
+    references = drawn.unbind(dim=1)
     losses = guided(ModelGuidanceConfig(num_references=3)).training_loss(
         label_network, label_network, batch, ContrastedConditions(LABELS, references)
     )
@@ -210,6 +210,29 @@ def test_the_network_is_routed_and_the_teacher_only_when_asked_to(
         assert (isinstance(keep, Tensor) and torch.equal(keep, routed)) == teacher_skips_tokens
 
 
+@pytest.mark.parametrize("teacher_skips_tokens", [False, True])
+def test_a_routed_teacher_has_the_mask_of_a_bernoulli_draw(
+    teacher_skips_tokens: bool, batch: TrainingBatch
+) -> None:
+    seen: dict[str, list[Tensor | None]] = {"network": [], "teacher": []}
+
+    def watched(name: str) -> Callable[..., Tensor]:
+        def network(*inputs: Tensor, keep_mask_BK: Tensor | None = None) -> Tensor:
+            seen[name].append(keep_mask_BK)
+            return label_network(*inputs)
+
+        return network
+
+    base = replace(BASE, bernoulli=True)
+    objective = ModelGuidance(base, ModelGuidanceConfig(teacher_skips_tokens=teacher_skips_tokens))
+    objective.training_loss(watched("network"), watched("teacher"), batch, CONDITIONS)
+    (mask,) = seen["network"]
+    assert mask is not None
+    assert torch.equal(mask, base.draw(batch).keep_mask_BK)
+    assert len(seen["teacher"]) == 2
+    assert all((other is mask) == teacher_skips_tokens for other in seen["teacher"])
+
+
 def test_no_gradient_reaches_the_target(batch: TrainingBatch) -> None:
     """One weight serves network and teacher; the gradient is that of the network's share alone."""
 
@@ -266,10 +289,8 @@ def test_a_loss_does_not_depend_on_the_rest_of_its_batch(
     rows = [3, 1]
 
     def conditions(samples: TrainingBatch, labels: Tensor) -> ContrastedConditions:
-        pool = torch.arange(8)
-        return ContrastedConditions(
-            labels, draw_references(pool, 2, 1, samples.step, samples.sample_ids)
-        )
+        drawn = draw_references(8, 2, 1, samples.step, samples.sample_ids)
+        return ContrastedConditions(labels, drawn.unbind(dim=1))
 
     config = ModelGuidanceConfig(scale=ScaleInterval(), num_references=2, below_noise_level=0.6)
     objective = guided(config)

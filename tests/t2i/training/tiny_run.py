@@ -59,6 +59,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "tr_dit": ("tr_dit", {"name": "flow_matching"}),
     "tr_dit-guided": ("tr_dit", GUIDED),
     "tr_dit-strong": ("tr_dit", {**GUIDED, "scale": 30.0}),  # does not learn, but shows the teacher
+    "tr_dit-references": ("tr_dit", {**GUIDED, "num_references": 2}),
     "sit": ("sit", {"name": "flow_matching"}),
     "sit-guided": ("sit", GUIDED),
     "sit-references": ("sit", {**GUIDED, "num_references": 2}),
@@ -92,8 +93,9 @@ CLOSELY_WATCHED = {
 
 
 def encode(captions: Sequence[str]) -> TextStates:
-    """States that depend on the caption alone."""
-    states = torch.stack([torch.full((4, 8), (len(caption) % 7) / 7) for caption in captions])
+    """States that depend on the caption alone, and not only in size: that is normalised away."""
+    numbers = torch.tensor([float(len(caption)) for caption in captions])
+    states = torch.cos(numbers.reshape(-1, 1, 1) * torch.arange(8)).expand(-1, 4, 8)
     return TextStates(states, torch.ones(len(captions), 4, dtype=torch.bool))
 
 
@@ -149,7 +151,7 @@ def make_backbone(model: str) -> Backbone:
         case "mask_dit":
             return label_backbone(MaskDiT(MASK_DIT), device)
         case _:
-            return text_backbone(TRDiT(TR_DIT), encode, device)
+            return text_backbone(TRDiT(TR_DIT), encode, device, ("a", "aa", "aaa"))
 
 
 def make_run(
