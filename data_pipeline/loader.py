@@ -165,6 +165,7 @@ class LatentBatches(Dataset[TrainingBatch]):
             sample_ids=sample_ids,
             step=step,
             labels=stack_labels(samples, dropped) if self.config.labels else None,
+            epoch=batch.epoch,
         )
 
     def describe(self) -> str:

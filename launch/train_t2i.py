@@ -6,10 +6,12 @@
     torchrun --nproc-per-node 2 launch/train_t2i.py --stage 1   without the deepspeed launcher
     python launch/train_t2i.py --stage 1 --set launch.train.stage1.training.steps=100
     deepspeed --num_gpus 8 launch/train_t2i.py --stage 1 --config configs/imagenet_sit_xl2_mg.yaml
+    deepspeed launch/train_t2i.py --stage 1 --profile 10:12     trace of two steps, in <run>/profile
 
 launch.train.model chooses the backbone, t2i.training.objective what it is trained on.
 The same command goes on from the newest whole checkpoint; of a finished run it says so and exits
-with 0. SIGTERM to the processes saves a checkpoint and exits with 75. With
+with 0. SIGTERM to the processes saves a checkpoint and exits with 75. A process that hangs for
+t2i.training.timeout_minutes is named, and the run ends with 70. With
 
     --set launch.train.upload.address=s3://bucket/prefix
 
@@ -46,6 +48,7 @@ from t2i.config import (
     section,
 )
 from t2i.console import run_command
+from t2i.training.profiling import ProfileSteps, parse_profile_steps
 from t2i.training.training_config import TrainingConfig, largest_divisor
 
 if TYPE_CHECKING:
@@ -74,6 +77,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--stage", type=int, choices=(1, 2), required=True, help="which stage")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # deepspeed adds it
+    parser.add_argument(
+        "--profile",
+        metavar="START:STOP",
+        help="trace the steps after START until STOP on rank 0 (torch.profiler; default: none)",
+    )
     add_config_arguments(parser)
     return parser
 
@@ -82,6 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train one stage to its end; returns the exit code."""
     args = build_parser().parse_args(argv)
     config = config_from_args(args, Config)
+    profile = parse_profile_steps(args.profile) if args.profile else None
     stage = config.launch.stage(args.stage)
     key = f"launch.train.stage{args.stage}"
     training = stage_section(config.training, stage.training, f"{key}.training")
@@ -98,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if torch.distributed.get_rank() == 0:
             print(describe_config(args), flush=True)
-        return train_stage(args.stage, stage, training, loader, config, device)
+        return train_stage(args.stage, stage, training, loader, config, device, profile)
     finally:
         stop_processes()
 
@@ -110,6 +119,7 @@ def train_stage(
     loader: LoaderConfig,
     config: Config,
     device: torch.device,
+    profile: ProfileSteps | None = None,
 ) -> int:
     """Build the run and train, on every process; returns the exit code."""
     from t2i.training.run import find_checkpoint, resume
@@ -124,7 +134,7 @@ def train_stage(
             return 0
         start = resume(saved) if saved is not None else fresh_start(number, stage)
         run = build_run(number, stage, training, loader, config, start, device)
-        if train(replace(run, on_checkpoint=on_checkpoint)):
+        if train(replace(run, on_checkpoint=on_checkpoint, profile=profile)):
             _say(f"stage {number} is finished: checkpoints and metrics.jsonl in {stage.folder}")
             return 0
         _say(f"stage {number} was stopped by SIGTERM and has saved; the same command goes on")

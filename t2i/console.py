@@ -49,6 +49,18 @@ class Progress:
         self.shown_at = self.started
         self.on_terminal = sys.stderr.isatty()
 
+    @property
+    def rate(self) -> float:
+        """Units per second since the start."""
+        return (self.done - self.initial) / max(time.monotonic() - self.started, 1e-9)
+
+    @property
+    def remaining_seconds(self) -> float | None:
+        """Until all units are done at this rate; None = not known."""
+        if self.total is None or self.done == self.initial:
+            return None
+        return (self.total - self.done) / self.rate
+
     def update(self, num: int = 1, fields: Mapping[str, Any] | None = None) -> None:
         """Count ``num`` more units done and show ``fields`` from now on."""
         self.done += num
@@ -61,15 +73,15 @@ class Progress:
         """Print the state now."""
         self.shown_at = time.monotonic()
         elapsed = self.shown_at - self.started
-        rate = (self.done - self.initial) / max(elapsed, 1e-9)
+        remaining = self.remaining_seconds
         parts = [f"{self.description}: {self.done}"]
         if self.total is not None:
             parts[0] += f"/{self.total} ({100 * self.done / max(self.total, 1):.0f} %)"
-        parts.append(f"{rate:.3g} {self.unit}/s")
+        parts.append(f"{self.rate:.3g} {self.unit}/s")
         if last:
             parts.append(f"in {format_seconds(elapsed)}")
-        elif self.total is not None and rate > 0:
-            parts.append(f"ETA {format_seconds((self.total - self.done) / rate)}")
+        elif remaining is not None:
+            parts.append(f"ETA {format_seconds(remaining)}")
         parts += [f"{key} {_format(value)}" for key, value in self.fields.items()]
         line = ", ".join(parts)
         if self.on_terminal:

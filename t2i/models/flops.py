@@ -19,11 +19,13 @@ from typing import TYPE_CHECKING, Any
 from t2i.config import DEFAULT_CONFIG, Section, add_config_arguments, config_from_args, section
 from t2i.console import run_command
 from t2i.models.macs import (
+    TRAINING_PASSES,
     Backbone,
     block_macs,
     can_drop_tokens,
     from_route_macs,
     shared_macs,
+    text_macs,
 )
 from t2i.models.mask_dit_config import MaskDiTConfig
 from t2i.models.sit_config import SiTConfig
@@ -36,8 +38,6 @@ LATENT_DOWNSAMPLE = 8
 TRAINING_GAMMA = 0.5
 # Sparse Guidance, B.1: mean sparsity of both branches under its cosine schedules
 SCHEDULED_GAMMA = 0.3
-# backward is twice a forward pass
-TRAINING_PASSES = 3
 
 
 class Config(Section):
@@ -150,13 +150,19 @@ def rows(config: Backbone, num_tokens: int, setting: Setting) -> list[tuple[str,
         guided[f"{name}, shared prefix"] = branches(*gammas, shares=True)
         scheduled = branches(SCHEDULED_GAMMA, SCHEDULED_GAMMA)
         guided[f"AG+SG of mean gamma {SCHEDULED_GAMMA:g}"] = scheduled
+    text = Macs(0, 0)
+    if isinstance(config, TRDiTConfig):
+        text = in_both_conventions(text_macs, config, setting.text_tokens)
     steps, images = setting.steps, {"no guidance": forwards["dense"], **guided}
     return [
         ("one block, dense", block),
         *((f"forward, {name}", macs) for name, macs in forwards.items()),
         *((f"guided step, {name}", macs) for name, macs in guided.items()),
         *((f"image, {steps} steps, {name}", macs * steps) for name, macs in images.items()),
-        *((f"training sample, {name}", macs * TRAINING_PASSES) for name, macs in forwards.items()),
+        *(
+            (f"training sample, {name}", (macs + text) * TRAINING_PASSES)
+            for name, macs in forwards.items()
+        ),
     ]
 
 

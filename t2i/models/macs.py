@@ -1,7 +1,8 @@
 """Multiply-accumulates of TR-DiT, SiT and MaskDiT for one sample, by formula.
 
 Matrix products only: element-wise work (norms, softmax, rotations) is left out. Text keys and values
-are computed once per prompt and are not part of a forward pass. One MAC is two FLOPs.
+are computed once per prompt (in training at each step) and are not part of a forward pass: see
+`text_macs`. One MAC is two FLOPs.
 
 A forward pass is in two parts, as in the models: what branches of equal condition share, and the
 rest. Every function takes `attention_products`: whether to count the products of queries with keys
@@ -11,12 +12,14 @@ and of scores with values.
 from __future__ import annotations
 
 from t2i.models.mask_dit_config import MaskDiTConfig
-from t2i.models.routes import first_routed
+from t2i.models.routes import first_routed, num_kept
 from t2i.models.sit_config import SiTConfig
 from t2i.models.tr_dit_config import TRDiTConfig
 
 Backbone = TRDiTConfig | SiTConfig | MaskDiTConfig
 TIME_SINUSOIDS = 256
+# a backward pass multiplies twice what its forward pass does: for the weights and for the inputs
+TRAINING_PASSES = 3
 
 
 def forward_macs(
@@ -29,6 +32,43 @@ def forward_macs(
     """MACs of a forward pass at sparsity gamma; `text_tokens` is for TR-DiT only."""
     shared = shared_macs(config, num_tokens, text_tokens, attention_products)
     return shared + from_route_macs(config, num_tokens, text_tokens, gamma, attention_products)
+
+
+def training_flops(
+    config: Backbone,
+    num_tokens: int,
+    text_tokens: int = 0,
+    gamma: float = 0.0,
+    attention_products: bool = True,
+) -> int:
+    """FLOPs that training on one sample executes: forward and backward, after routing or masking.
+
+    Twice (a multiply and an add) three times (forward, backward for inputs and for weights) the MACs
+    of the network, TR-DiT's text refiner, keys and values included. Not counted: the frozen text
+    encoder, what gradient checkpointing computes again, teachers of model-guidance, the optimizer.
+
+    Args:
+        num_tokens: image tokens of the sample, before routing.
+        text_tokens: that TR-DiT is given for the sample, padding included; 0 for the others.
+        gamma: in [0, 1), share of tokens that skip the routed layers or are masked.
+    """
+    macs = forward_macs(config, num_tokens, text_tokens, gamma, attention_products)
+    if isinstance(config, TRDiTConfig):
+        macs += text_macs(config, text_tokens, attention_products)
+    return 2 * TRAINING_PASSES * macs
+
+
+def text_macs(config: TRDiTConfig, text_tokens: int, attention_products: bool = True) -> int:
+    """MACs of TR-DiT's refiner and of all blocks' text keys and values."""
+    width = config.width
+    layer = 4 * width**2 + 3 * width * config.ffn_width
+    keys_values = config.num_layers * 2 * width**2
+    macs = text_tokens * (
+        config.text_width * width + config.num_refiner_layers * layer + keys_values
+    )
+    if attention_products:
+        macs += config.num_refiner_layers * 2 * text_tokens**2 * width
+    return macs
 
 
 def shared_macs(
@@ -47,8 +87,6 @@ def from_route_macs(
     attention_products: bool = True,
 ) -> int:
     """MACs of a forward pass from the first routed (or masked) block on."""
-    from t2i.models.routing import num_kept
-
     num_sparse = _num_sparse_blocks(config)
     num_dense = config.num_layers - num_sparse - _num_shared_blocks(config)
     kept = num_kept(num_tokens, gamma)

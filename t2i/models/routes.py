@@ -1,7 +1,8 @@
-"""Routes of a model, and kinds of routing draws, in configs; free of torch."""
+"""Routes of a model and kinds of routing draws in configs, and how many tokens run; free of torch."""
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 Routes = tuple[tuple[int, int], ...]
@@ -36,3 +37,15 @@ def resolve_routes(routes: Routes, num_layers: int) -> Routes:
 def first_routed(routes: Routes, num_layers: int) -> int:
     """The first layer that tokens can skip; `num_layers` when there are no (resolved) routes."""
     return routes[0][0] if routes else num_layers
+
+
+def num_kept(num_tokens: int, gamma: float) -> int:
+    """T - floor(gamma T): how many tokens run the routed layers at sparsity gamma.
+
+    Raises:
+        ValueError: gamma outside [0, 1).
+    """
+    if not 0 <= gamma < 1:
+        raise ValueError(f"gamma must be in [0, 1), got {gamma}; 0 is dense, 0.5 skips half")
+    # the rounding undoes products such as 0.29 * 100 = 28.999999999999996
+    return num_tokens - math.floor(round(gamma * num_tokens, 6))

@@ -5,7 +5,6 @@ Shape suffixes: B samples, T tokens, K kept tokens, D width.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,19 +12,7 @@ import torch
 from torch import Tensor
 
 from t2i import rng
-from t2i.models.routes import Routes
-
-
-def num_kept(num_tokens: int, gamma: float) -> int:
-    """T - floor(gamma T): how many tokens run the routed layers at sparsity gamma.
-
-    Raises:
-        ValueError: gamma outside [0, 1).
-    """
-    if not 0 <= gamma < 1:
-        raise ValueError(f"gamma must be in [0, 1), got {gamma}; 0 is dense, 0.5 skips half")
-    # the rounding undoes products such as 0.29 * 100 = 28.999999999999996
-    return num_tokens - math.floor(round(gamma * num_tokens, 6))
+from t2i.models.routes import Routes, num_kept
 
 
 def draw_keep_ids(

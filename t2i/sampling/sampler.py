@@ -25,7 +25,8 @@ from t2i import rng
 from t2i.encoders.text import TextStates
 from t2i.guidance.branches import Condition, Evaluation, Guidance, batches, evaluations, plan
 from t2i.models.backbone import Backbone
-from t2i.models.routing import Kept, draw_keep, num_kept
+from t2i.models.routes import num_kept
+from t2i.models.routing import Kept, draw_keep
 from t2i.models.sit import SiT
 from t2i.models.tr_dit import TextContext, TRDiT, concatenate_text
 from t2i.sampling.solvers import OnStep, integrate, step_fraction, time_grid

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Protocol
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from t2i.batch import DROPPED, TrainingBatch
 from t2i.encoders.text import TextStates
+from t2i.models.macs import training_flops
 from t2i.models.mask_dit import MaskDiT
 from t2i.models.sit import SiT
 from t2i.models.tr_dit import TRDiT
@@ -57,6 +58,8 @@ class Backbone:
         patch_size: of the model.
         conditioner: gives the conditions that ``network`` takes.
         takes_scale: whether ``network`` takes ``guidance_scale_B``, (B,) float32.
+        training_flops: (image tokens, text tokens, gamma) -> FLOPs of one sample, forward and
+            backward; see `t2i.models.macs.training_flops`.
     """
 
     model: nn.Module
@@ -64,6 +67,7 @@ class Backbone:
     patch_size: int
     conditioner: Conditioner
     takes_scale: bool
+    training_flops: Callable[[int, int, float], float]
 
 
 class TextConditioned(nn.Module):
@@ -191,11 +195,13 @@ def text_backbone(
     """TR-DiT, conditioned on captions; the other arguments: see `TextConditioner`."""
     conditioner = TextConditioner(encode, device, reference_captions)
     network, config = TextConditioned(model), model.config
-    return Backbone(model, network, config.patch_size, conditioner, config.scale_input)
+    flops = partial(training_flops, config)
+    return Backbone(model, network, config.patch_size, conditioner, config.scale_input, flops)
 
 
 def label_backbone(model: SiT | MaskDiT, device: torch.device) -> Backbone:
     """SiT or MaskDiT, conditioned on class labels."""
     config = model.config
     conditioner = LabelConditioner(config.num_classes, device)
-    return Backbone(model, model, config.patch_size, conditioner, config.scale_input)
+    flops = partial(training_flops, config)
+    return Backbone(model, model, config.patch_size, conditioner, config.scale_input, flops)

@@ -23,7 +23,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -49,8 +49,9 @@ class TrainingState:
         step: steps done.
         optimizer_steps: updates that Adam's moments have seen.
         ema_updates: updates that the EMA has seen.
-        skipped: steps without an update, because their gradient was not finite.
+        skipped: steps without an update, because their gradient was refused.
         objective: what moves in the objective, such as lambda; {} = nothing.
+        gradient_norms: that spikes are told by, oldest first; see `spikes.SpikeGuard`.
     """
 
     step: int
@@ -58,6 +59,7 @@ class TrainingState:
     ema_updates: int
     skipped: int
     objective: Mapping[str, float | None] = field(default_factory=dict)
+    gradient_norms: Sequence[float] = ()
 
 
 @dataclass(frozen=True)

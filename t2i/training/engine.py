@@ -12,7 +12,7 @@ import logging
 import os
 import socket
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from t2i.training.training_config import TrainingConfig
+from t2i.training.watchdog import COLLECTIVES_MARGIN_MINUTES
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -27,7 +28,8 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 def start_processes(timeout_minutes: float) -> torch.device:
     """Join the process group of the launcher (deepspeed, torchrun) or make one of one process.
 
-    Returns the device of this process. Gloo on CPU, NCCL on CUDA.
+    Returns the device of this process. Gloo on CPU, NCCL on CUDA. Collectives give up some minutes
+    after ``timeout_minutes``, so that the watchdog, which says more, comes first.
 
     Raises:
         ValueError: the address of the group cannot be used, say by a port that is taken.
@@ -47,7 +49,7 @@ def start_processes(timeout_minutes: float) -> torch.device:
         deepspeed.init_distributed(
             "nccl" if on_cuda else "gloo",
             verbose=False,
-            timeout=timedelta(minutes=timeout_minutes),
+            timeout=timedelta(minutes=timeout_minutes + COLLECTIVES_MARGIN_MINUTES),
         )
     except torch.distributed.DistNetworkError as error:
         address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
@@ -72,16 +74,24 @@ class Engine:
     """
 
     def __init__(
-        self, network: nn.Module, model: nn.Module, config: TrainingConfig, world_size: int
+        self,
+        network: nn.Module,
+        model: nn.Module,
+        config: TrainingConfig,
+        world_size: int,
+        refuses: Callable[[float], bool] = lambda norm: False,
     ) -> None:
         """``network`` is trained; ``model`` is the part of it whose parameter names are used.
 
-        The fp32 weights of ``model`` are kept in full precision in the masters.
+        The fp32 weights of ``model`` are kept in full precision in the masters. ``refuses`` is asked
+        before each update with the gradient's global norm, and must say the same on all ranks; when
+        it says True, weights and moments stay as they are.
         """
         deepspeed = _import_deepspeed()
+        self._refuses, self._was_refused = refuses, False
         self.parameters = dict(model.named_parameters())
         on_cuda = next(model.parameters()).is_cuda or torch.cuda.is_available()
-        optimizer = torch.optim.AdamW(
+        optimizer = _RefusingAdamW(
             network.parameters(),
             lr=config.learning_rate,
             betas=config.betas,
@@ -94,6 +104,7 @@ class Engine:
         )
         self._adamw = optimizer
         self._fused = on_cuda
+        optimizer.is_refused = self._is_refused
         self._start_moments()
         self.scatter(self.masters, exact)
 
@@ -131,16 +142,17 @@ class Engine:
         """Count a micro-batch; at the last one of a step clip, update and clear the gradients."""
         for group in self._adamw.param_groups:
             group["lr"] = learning_rate
+        self._was_refused = False
         self.network.step()
 
     @property
     def was_applied(self) -> bool:
-        """False when the last update was skipped because of an infinite or NaN gradient."""
-        return bool(self.network.was_step_applied())
+        """False when the last update was not made: gradient infinite, NaN, or refused."""
+        return bool(self.network.was_step_applied()) and not self._was_refused
 
     @property
     def gradient_norm(self) -> float:
-        """Global L2 norm of the last step's gradient, before clipping."""
+        """Global L2 norm of the last step's gradient, before clipping; inf if it was not finite."""
         return float(self.network.get_global_grad_norm())
 
     def gather(self, partitions: Sequence[Tensor]) -> Iterator[tuple[str, Tensor]]:
@@ -167,6 +179,15 @@ class Engine:
         """Remove DeepSpeed's hooks and threads; the engine cannot be used any more."""
         self.network.destroy()
 
+    def _is_refused(self) -> bool:
+        """Whether the update at hand is refused; asked by AdamW from within DeepSpeed's step.
+
+        There the norm is known and the same on all ranks, but DeepSpeed shows it in public only
+        afterwards, hence the private attribute (which all of its ZeRO optimizers have).
+        """
+        self._was_refused = self._refuses(float(self._optimizer._global_grad_norm))
+        return self._was_refused
+
     def _start_moments(self) -> None:
         for master in self.masters:
             step_device = master.device if self._fused else "cpu"
@@ -174,6 +195,20 @@ class Engine:
                 "step": torch.zeros((), dtype=torch.float32, device=step_device),
                 **{kind: torch.zeros_like(master) for kind in MOMENTS},
             }
+
+
+class _RefusingAdamW(torch.optim.AdamW):
+    """AdamW whose step does nothing while ``is_refused`` says so.
+
+    DeepSpeed's optimizers all end in the step of the one that they are given, with clipped gradients;
+    around it they only copy and gather weights, which then come out as they were.
+    """
+
+    is_refused: Callable[[], bool] = staticmethod(lambda: False)
+
+    def step(self, closure: Any = None) -> Any:
+        """One update, or none."""
+        return None if self.is_refused() else super().step(closure)
 
 
 class _InPlaceOfMasters:
@@ -220,8 +255,11 @@ def _import_deepspeed() -> Any:
     """
     import deepspeed
     import deepspeed.ops
+    from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
 
     deepspeed.ops.__compatible_ops__ = {}
+    if _RefusingAdamW not in ZERO_SUPPORTED_OPTIMIZERS:
+        ZERO_SUPPORTED_OPTIMIZERS.append(_RefusingAdamW)  # as torch's AdamW is
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     return deepspeed

@@ -1,21 +1,29 @@
-"""What a run reports: sums over ranks and micro-batches, then one JSON line and one progress line."""
+"""What a run measures of itself: sums over ranks and micro-batches, and where the time goes."""
 
 from __future__ import annotations
 
-import json
 import resource
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from t2i.console import MetricsFile
-
 NUM_TIME_BINS = 8
+# What a process does, in the order of a step; all processes go through the same phases.
+#   data        waiting for the next micro-batch
+#   text        conditions: the frozen text encoder
+#   forward     the objective's loss, a teacher's passes included; under ZeRO 3 also the gathering
+#               of weights
+#   backward    gradients, and their reduction among the processes (which it overlaps with)
+#   update      norm, clipping, AdamW, the gathering of new weights, EMA, a teacher's new weights
+#   agreement   summing the losses over the processes: mostly waiting for the slowest of them
+#   validation, saving
+# With one process there is no communication in any of them.
+PHASES = ("data", "text", "forward", "backward", "update", "agreement", "validation", "saving")
+OUTSIDE_TRAINING = ("validation", "saving")
 
 
 class LossSums:
@@ -38,33 +46,100 @@ def mean_losses(sums_2T: Tensor) -> tuple[float, list[float | None]]:
     return sum(sums) / max(sum(counts), 1.0), by_bin
 
 
-class Window:
-    """What has happened since the last line of metrics, on this process."""
+class Stopwatch:
+    """Seconds by phase.
 
-    def __init__(self) -> None:
-        self.started = time.monotonic()
-        self.steps = 0
-        self.sums_2T = torch.zeros(2, NUM_TIME_BINS, dtype=torch.float64)
-        self.gradient_norm: float | None = None
-        self.seconds = {"data": 0.0, "text": 0.0}
+    On CUDA the host runs ahead of the device, so its clock would tell where it queued work. There,
+    events on the stream are counted instead: a phase's time is what the stream spent between them,
+    computing or idle, so that "data" is the time for which the device had to wait for data.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.on_cuda = device.type == "cuda"
+        self._spans: dict[str, list[tuple[Any, Any]]] = {phase: [] for phase in PHASES}
 
     @contextmanager
-    def timed(self, part: str) -> Iterator[None]:
-        """Count the host's time in the block as spent on ``part``."""
-        started = time.monotonic()
+    def timed(self, phase: str) -> Iterator[None]:
+        """Count the block as ``phase``, one of `PHASES`."""
+        begin = self._mark()
         yield
-        self.seconds[part] += time.monotonic() - started
+        self._spans[phase].append((begin, self._mark()))
 
-    def fields(self, global_batch: int) -> dict[str, Any]:
-        """What a line of metrics says of the window."""
+    def seconds(self) -> dict[str, float]:
+        """Of each phase so far; waits for the device."""
+        return {phase: sum(map(self._between, spans)) for phase, spans in self._spans.items()}
+
+    def _mark(self) -> Any:
+        if not self.on_cuda:
+            return time.monotonic()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def _between(self, span: tuple[Any, Any]) -> float:
+        begin, end = span
+        if not self.on_cuda:
+            return float(end - begin)
+        end.synchronize()
+        return float(begin.elapsed_time(end)) / 1e3
+
+
+class Window:
+    """What has happened since the last line of metrics, on this process.
+
+    Attributes:
+        steps: made, skipped ones included.
+        sums_2T: of `LossSums`, over the applied steps of all processes.
+        flops: executed by all processes in the applied steps; see `throughput.batch_flops`.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.started = time.monotonic()
+        self.stopwatch = Stopwatch(device)
+        self.steps = 0
+        self.sums_2T = torch.zeros(2, NUM_TIME_BINS, dtype=torch.float64)
+        self.flops = 0.0
+        self.gradient_norms: list[float] = []
+
+    def add_applied(self, sums_2T: Tensor, flops: float, gradient_norm: float) -> None:
+        """Count what an applied step did."""
+        self.sums_2T += sums_2T
+        self.flops += flops
+        self.gradient_norms.append(gradient_norm)
+
+    def fields(
+        self, global_batch: int, world_size: int, peak_tflops: float | None
+    ) -> dict[str, Any]:
+        """What a line of metrics says of the window.
+
+        Rates are those of applied steps in the time without validation and saving; what a skipped
+        step computed is not counted, but its time is. Shares are of the whole ``seconds`` and sum to
+        one. ``tflops`` (TFLOP/s) and ``mfu`` are per process; ``mfu`` is None without a known peak.
+        """
+        spent = self.stopwatch.seconds()  # waits for the device, so before the clock is read
         seconds = time.monotonic() - self.started
+        training = seconds - sum(spent[phase] for phase in OUTSIDE_TRAINING)
+        tflops = self.flops / training / world_size / 1e12
+        return {
+            **self._applied_fields(),
+            "seconds": seconds,
+            "images_per_second": len(self.gradient_norms) * global_batch / training,
+            "tflops": tflops,
+            "mfu": tflops / peak_tflops if peak_tflops else None,
+            **{f"{phase}_share": part / seconds for phase, part in spent.items()},
+            "other_share": 1 - sum(spent.values()) / seconds,
+        }
+
+    def _applied_fields(self) -> dict[str, Any]:
+        """Means over the applied steps; nothing when there are none."""
+        if not self.gradient_norms:
+            return {}
         loss, by_time = mean_losses(self.sums_2T)
         return {
             "loss": loss,
             "loss_by_time": by_time,
-            "gradient_norm": self.gradient_norm,
-            "images_per_second": self.steps * global_batch / seconds,
-            **{f"{part}_share": spent / seconds for part, spent in self.seconds.items()},
+            "gradient_norm": sum(self.gradient_norms) / len(self.gradient_norms),
+            "largest_gradient_norm": max(self.gradient_norms),
         }
 
 
@@ -74,56 +149,3 @@ def memory_gb(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 1e9
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return kilobytes * 1024 / 1e9
-
-
-def drop_lines_after(path: Path, step: int) -> None:
-    """Remove a metrics file's lines of steps after ``step``, which are about to be run again."""
-    if not path.exists():
-        return
-    lines = path.read_text().splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-    if len(kept) < len(lines):
-        replacement = path.with_suffix(".tmp")
-        replacement.write_text("".join(kept))
-        replacement.replace(path)
-
-
-class Reporter:
-    """Writes metrics.jsonl and, if asked, Weights & Biases; used on rank 0 only."""
-
-    def __init__(
-        self, folder: Path, step: int, wandb_mode: str, name: str, config: Mapping[str, Any]
-    ) -> None:
-        """``step``: steps done; later lines of an interrupted run are removed.
-
-        Raises:
-            ValueError: W&B is asked for but not installed.
-        """
-        drop_lines_after(folder / "metrics.jsonl", step)
-        self.file = MetricsFile(folder / "metrics.jsonl")
-        self.wandb: Any = None
-        if wandb_mode != "off":
-            self.wandb = _start_wandb(folder, wandb_mode, name, config)
-
-    def write(self, fields: Mapping[str, Any]) -> None:
-        """One line of metrics; ``step`` is among the fields."""
-        self.file.write(fields)
-        if self.wandb is not None:
-            self.wandb.log(dict(fields), step=fields["step"])
-
-    def close(self) -> None:
-        """Finish the W&B run, if there is one."""
-        if self.wandb is not None:
-            self.wandb.finish()
-
-
-def _start_wandb(folder: Path, mode: str, name: str, config: Mapping[str, Any]) -> Any:
-    try:
-        import wandb
-    except ImportError:
-        raise ValueError(
-            "t2i.training.wandb needs the wandb package: pip install wandb, or set it to off"
-        ) from None
-    return wandb.init(
-        dir=folder, mode=mode, name=name, id=name, resume="allow", config=dict(config)
-    )

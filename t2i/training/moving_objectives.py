@@ -8,7 +8,7 @@ resume. `objectives`, `model_guidance` and `masked` hold the formulas, which kno
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 
 import torch
@@ -63,6 +63,10 @@ class MovingObjective:
         """Losses of a micro-batch at its step. The tensors lie on one device."""
         assert isinstance(self.objective, FlowMatching)
         return self.objective.training_loss(network, batch, condition)
+
+    def other_forwards(self, step: int) -> Sequence[float]:
+        """gamma of each forward pass of a step's `training_loss` beside the trained one."""
+        return ()
 
     def end_step(self) -> None:
         """After an update; not called when the step was skipped."""
@@ -136,6 +140,13 @@ class MovingGuidance(MovingObjective):
         )
         return self.objective.training_loss(network, self.teacher, batch, conditions)
 
+    def other_forwards(self, step: int) -> Sequence[float]:
+        """The teacher's: given the condition, and each of the references."""
+        if not self.objective.asks_teacher(step):
+            return ()
+        gamma = self.objective.base.gamma if self.config.teacher_skips_tokens else 0.0
+        return (gamma,) * (1 + max(self.config.num_references, 1))
+
     def end_validation(self, loss: float) -> None:
         """Move the automatic scale; the quality that it follows is minus the loss."""
         if isinstance(self.config.scale, AutoScale):
@@ -190,6 +201,10 @@ class MovingMasked(MovingObjective):
         if not isinstance(self.weight_config, BalancedWeight):
             return terms.weighted(self.weight_config)
         return terms.weighted(1.0 if self.weight is None else self.weight)
+
+    def other_forwards(self, step: int) -> Sequence[float]:
+        """The one that lambda is measured by, where it is."""
+        return (self.objective.base.gamma,) if self.is_measuring else ()
 
     def end_step(self) -> None:
         """Move lambda by the norms of the gradients of all micro-batches of all processes."""

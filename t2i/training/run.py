@@ -15,6 +15,7 @@ from t2i.training import checkpoint
 from t2i.training.backbone import Backbone
 from t2i.training.checkpoint import Checkpoint
 from t2i.training.engine import MOMENTS
+from t2i.training.profiling import ProfileSteps
 from t2i.training.training_config import TrainingConfig
 
 
@@ -32,6 +33,7 @@ class Start:
         step: steps that this run has done.
         skipped: those of them without an update.
         objective: where the objective's state stands; {} = at its start.
+        gradient_norms: of the last updates, for `spikes.SpikeGuard`.
     """
 
     source: str
@@ -43,6 +45,7 @@ class Start:
     step: int = 0
     skipped: int = 0
     objective: Mapping[str, float | None] = field(default_factory=dict)
+    gradient_norms: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class Run:
         settings: the resolved config, stored beside each checkpoint (YAML).
         on_checkpoint: called by rank 0 with each new checkpoint's folder, say to copy it elsewhere;
             must return soon and raise nothing.
+        profile: steps to trace; None = none.
     """
 
     name: str
@@ -70,6 +74,7 @@ class Run:
     settings: str
     device: torch.device
     on_checkpoint: Callable[[Path], None] | None = None
+    profile: ProfileSteps | None = None
 
 
 # (folder of checkpoints, its newest or None) -> a newer one, copied there from elsewhere, or the same
@@ -93,7 +98,13 @@ def resume(saved: Checkpoint) -> Start:
     """Go on with the run that wrote ``saved``."""
     state = saved.state
     start = start_new_run(saved, with_moments=True)
-    return replace(start, step=state.step, skipped=state.skipped, objective=state.objective)
+    return replace(
+        start,
+        step=state.step,
+        skipped=state.skipped,
+        objective=state.objective,
+        gradient_norms=state.gradient_norms,
+    )
 
 
 def start_new_run(saved: Checkpoint, with_moments: bool) -> Start:

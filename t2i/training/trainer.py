@@ -7,12 +7,12 @@ saved beside it. So the same call goes on where the last one stopped.
 
 from __future__ import annotations
 
-import json
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
+import yaml
 from torch import Tensor
 from torch import distributed as dist
 
@@ -22,11 +22,16 @@ from t2i.models.storage import load_weights
 from t2i.training.checkpoint import TrainingState
 from t2i.training.ema import EMA
 from t2i.training.engine import MOMENTS, Engine
-from t2i.training.metrics import NUM_TIME_BINS, LossSums, Reporter, Window, memory_gb
+from t2i.training.metrics import NUM_TIME_BINS, LossSums, Window, memory_gb
 from t2i.training.moving_objectives import make_objective
+from t2i.training.profiling import Profile
+from t2i.training.reporter import Reporter
 from t2i.training.run import Run, Start
 from t2i.training.saving import Saver
+from t2i.training.spikes import SkippedSteps, SpikeGuard
+from t2i.training.throughput import batch_flops, peak_tflops
 from t2i.training.validation import validate
+from t2i.training.watchdog import Watchdog
 
 logger = get_logger("train")
 
@@ -36,8 +41,11 @@ def train(run: Run) -> bool:
 
     Must be called by every process of the group that `engine.start_processes` joined.
 
+    A phase of a step that outlasts ``config.timeout_minutes`` ends the process; see `watchdog`.
+
     Raises:
-        ValueError: a batch size that cannot be dealt out, too many skipped steps in a row.
+        ValueError: a batch size that cannot be dealt out, too many skipped steps in a row, steps to
+            profile that the run does not go through.
         OSError: the last checkpoint could not be written.
     """
     return Trainer(run).run_to_end()
@@ -64,17 +72,25 @@ class Trainer:
         self.stop_wanted = False  # by a signal to this process
         self.stop_agreed = False  # by all processes, after the same step
         self.save_agreed = False  # likewise, because checkpoint_minutes have passed
-        self.skipped_in_a_row = 0
+        self.epoch: int | None = None
         self.reporter: Reporter | None = None
+        self.profile: Profile | None = None
+        if run.profile is not None and self.rank == 0:
+            self.profile = Profile(run.profile, run.folder, self.step, self.config.steps)
+        seconds = 60 * self.config.timeout_minutes
+        self.watchdog = Watchdog(run.folder, self.rank, self.world_size, seconds, self.step)
+        self.window = Window(run.device)
 
     def run_to_end(self) -> bool:
         """See `train`."""
         previous = signal.signal(signal.SIGTERM, self._request_stop)
         try:
             self._report_start()
+            self.watchdog.start()
             finished = self._steps()
         finally:
             signal.signal(signal.SIGTERM, previous)
+            self.watchdog.close()
             if self.reporter is not None:
                 self.reporter.close()
             self.engine.close()
@@ -83,12 +99,19 @@ class Trainer:
     # Load
 
     def _load(self, start: Start) -> None:
-        self.step, self.skipped = start.step, start.skipped
+        self.step = start.step
+        folder, config = self.run.folder, self.config
+        self.skipped = SkippedSteps(folder, self.rank, start.skipped, config.max_skipped_in_a_row)
+        self.spikes = SpikeGuard(
+            config.max_gradient_norm_ratio, config.gradient_norm_window, start.gradient_norms
+        )
         backbone = self.run.backbone
         if start.weights is not None:
             load_weights(backbone.model, dict(start.weights), start.source)
         self.objective = make_objective(self.config, backbone, self.run.device, start.objective)
-        self.engine = Engine(backbone.network, backbone.model, self.config, self.world_size)
+        self.engine = Engine(
+            backbone.network, backbone.model, config, self.world_size, self.spikes.refuses
+        )
         self.ema = EMA(self.engine.masters, start.ema_updates)
         if start.ema is not None:
             self.engine.scatter(self.ema.averages, start.ema)
@@ -105,7 +128,11 @@ class Trainer:
         settings_file = self.run.folder / "config.yaml"
         settings_file.write_text(self.run.settings)
         self.reporter = Reporter(
-            self.run.folder, self.step, self.config.wandb, self.run.name, self.config.model_dump()
+            self.run.folder,
+            self.step,
+            self.config.wandb,
+            self.run.name,
+            yaml.safe_load(self.run.settings) or {},
         )
         millions = sum(p.numel() for p in self.engine.parameters.values()) / 1e6
         logger.info(
@@ -126,15 +153,16 @@ class Trainer:
 
     def _steps(self) -> bool:
         batches = iter(()) if self.step >= self.config.steps else self.run.batches(self.step)
-        window = Window()
         last_saved = self.step
+        self._trace()
         with self._progress() as bar:
             while self.step < self.config.steps:
-                self._train_step(batches, window)
+                self._train_step(batches)
                 self.step += 1
-                logging = self._is_due(self.config.log_every)
-                if logging:
-                    self._log(window, bar)
+                self._trace()
+                if self._is_due(self.config.log_every):
+                    self._log(bar)
+                    self.window = Window(self.run.device)
                 if self._is_due(self.config.validate_every):
                     self._validate()
                 due = self._is_due(self.config.checkpoint_every)
@@ -142,7 +170,6 @@ class Trainer:
                     last_saved = self.step if self._save() else last_saved
                 if self.stop_agreed:
                     break
-                window = Window() if logging else window
         if last_saved < self.step:
             raise OSError(
                 f"{self.saver.folder}: the last checkpoint, of step {self.step}, could not be "
@@ -154,79 +181,100 @@ class Trainer:
     def _is_due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.config.steps
 
-    def _train_step(self, batches: Iterator[TrainingBatch], window: Window) -> None:
+    def _train_step(self, batches: Iterator[TrainingBatch]) -> None:
         """One optimizer step: ``accumulation`` micro-batches, update, EMA."""
         sums = LossSums(self.run.device)
         learning_rate = self.config.learning_rate_at(self.step)
-        keys: list[str] = []
-        self.objective.begin_step(self.step, lambda: self.engine.gather(self.ema.averages))
+        flops, keys = 0.0, list[str]()
+        with self._phase("update"):
+            self.objective.begin_step(self.step, lambda: self.engine.gather(self.ema.averages))
         for _ in range(self.accumulation):
-            with window.timed("data"):
-                batch = next(batches)
+            with self._phase("data"):
+                batch = next(batches).to(self.run.device)
             assert batch.step == self.step, f"batch of step {batch.step} at step {self.step}"
-            batch = batch.to(self.run.device)
-            with window.timed("text"):
+            with self._phase("text"):
                 condition = self.run.backbone.conditioner.given(batch)
-            losses = self.objective.training_loss(self.engine.network, batch, condition)
-            sums.add(losses.loss_B, losses.timestep_B)
-            self.engine.backward(losses.loss_B.mean())
-            self.engine.step(learning_rate)
+            with self._phase("forward"):
+                losses = self.objective.training_loss(self.engine.network, batch, condition)
+                sums.add(losses.loss_B, losses.timestep_B)
+            with self._phase("backward"):
+                self.engine.backward(losses.loss_B.mean())
+            with self._phase("update"):
+                self.engine.step(learning_rate)
             keys += batch.keys
+            flops += batch_flops(
+                self.run.backbone, self.objective, self.config.gamma, batch, condition
+            )
+        self.epoch = batch.epoch
         if self.engine.was_applied:
-            self.ema.update(self.config.ema_decay)
-            self.objective.end_step()
-            self.skipped_in_a_row = 0
-            window.gradient_norm = self.engine.gradient_norm
-            window.sums_2T += self._agree(sums.sums_2T)
-        else:
-            self._agree(sums.sums_2T)
-            self._account_for_skipped(keys)
-        window.steps += 1
+            with self._phase("update"):
+                self.ema.update(self.config.ema_decay)
+                self.objective.end_step()
+        with self._phase("agreement"):
+            sums_2T, flops = self._agree(sums.sums_2T, flops)
+        self._account(sums_2T, flops, keys)
 
-    def _agree(self, sums_2T: Tensor) -> Tensor:
-        """Sum the losses over ranks; the same message tells all to save or stop if one wishes so."""
-        wishes = torch.tensor([self.saver.is_overdue, self.stop_wanted], dtype=torch.float64)
-        message = torch.cat([sums_2T.flatten(), wishes.to(sums_2T.device)])
+    def _account(self, sums_2T: Tensor, flops: float, keys: Sequence[str]) -> None:
+        """Count the step as applied, or write down that it was skipped."""
+        norm = self.engine.gradient_norm
+        self.window.steps += 1
+        if self.engine.was_applied:
+            self.window.add_applied(sums_2T, flops, norm)
+            self.spikes.add(norm)
+            self.skipped.end_row()
+        else:
+            self.skipped.add(self.step, keys, norm, self.spikes.limit)
+
+    def _agree(self, sums_2T: Tensor, flops: float) -> tuple[Tensor, float]:
+        """Sum losses and FLOPs over ranks; the same message tells all to save or stop if one wishes so."""
+        own = torch.tensor([flops, self.saver.is_overdue, self.stop_wanted], dtype=torch.float64)
+        message = torch.cat([sums_2T.flatten(), own.to(sums_2T.device)])
         dist.all_reduce(message)
         message = message.cpu()
         self.save_agreed, self.stop_agreed = (message[-2:] > 0).tolist()
-        return message[:-2].reshape(2, NUM_TIME_BINS)
+        return message[:-3].reshape(2, NUM_TIME_BINS), float(message[-3])
 
-    def _account_for_skipped(self, keys: Sequence[str]) -> None:
-        """Write out the step's sample keys; stop after too many skipped steps in a row."""
-        self.skipped += 1
-        self.skipped_in_a_row += 1
-        file = self.run.folder / f"skipped-rank{self.rank}.jsonl"
-        with file.open("a") as lines:
-            lines.write(json.dumps({"step": self.step, "keys": list(keys)}) + "\n")
-        if self.rank == 0:
-            logger.warning("step %d skipped: gradient not finite; keys in %s", self.step, file)
-        if self.skipped_in_a_row >= self.config.max_skipped_in_a_row:
-            raise ValueError(
-                f"{self.skipped_in_a_row} steps in a row had gradients that are not finite; look "
-                f"at the samples in {file}, or go on from a checkpoint with a lower learning_rate"
-            )
+    @contextmanager
+    def _phase(self, phase: str) -> Iterator[None]:
+        """One of `metrics.PHASES`: timed, told to the watchdog, shown in a trace."""
+        self.watchdog.enter(self.step, phase)
+        label = nullcontext() if self.profile is None else self.profile.label(phase)
+        with self.window.stopwatch.timed(phase), label:
+            yield
+        self.watchdog.enter(self.step, f"after {phase}")
+
+    def _trace(self) -> None:
+        if self.profile is not None:
+            self.profile.at(self.step)
 
     # Log
 
-    def _log(self, window: Window, bar: Progress | None) -> None:
+    def _log(self, bar: Progress | None) -> None:
         """On rank 0: write a line of metrics and move the progress line on."""
         if self.reporter is None or bar is None:
             return
-        fields = window.fields(self.config.global_batch)
+        measured = self.window.fields(
+            self.config.global_batch, self.world_size, peak_tflops(self.config, self.run.device)
+        )
+        shown = {"loss": "loss", "images_per_second": "images/s", "mfu": "MFU"}
+        bar.update(
+            self.window.steps,
+            {shown[name]: value for name, value in measured.items() if name in shown and value},
+        )
         self.reporter.write(
             {
                 "step": self.step,
-                **fields,
+                **measured,
                 "learning_rate": self.config.learning_rate_at(self.step - 1),
+                "epoch": self.epoch,
                 "samples_seen": self.step * self.config.global_batch,
-                "skipped": self.skipped,
+                "skipped": self.skipped.count,
+                "gradient_norm_limit": self.spikes.limit,
                 "memory_gb": memory_gb(self.run.device),
+                "eta_seconds": bar.remaining_seconds,
                 **self.objective.state,
             }
         )
-        shown = {"loss": fields["loss"], "images/s": fields["images_per_second"]}
-        bar.update(window.steps, shown)
 
     def _progress(self) -> AbstractContextManager[Progress | None]:
         if self.rank == 0:
@@ -237,14 +285,15 @@ class Trainer:
         """Measure and report the validation loss, if there is anything to measure it on."""
         if not self.run.validation:
             return
-        loss, by_time = validate(
-            self.engine,
-            self.objective,
-            self.run.backbone.conditioner,
-            self.run.validation,
-            self.run.device,
-        )
-        self.objective.end_validation(loss)
+        with self._phase("validation"):
+            loss, by_time = validate(
+                self.engine,
+                self.objective,
+                self.run.backbone.conditioner,
+                self.run.validation,
+                self.run.device,
+            )
+            self.objective.end_validation(loss)
         if self.reporter is not None:
             self.reporter.write(
                 {"step": self.step, "validation_loss": loss, "validation_by_time": by_time}
@@ -256,10 +305,12 @@ class Trainer:
             self.step,
             self.engine.optimizer_steps,
             self.ema.updates,
-            self.skipped,
+            self.skipped.count,
             self.objective.state,
+            self.spikes.norms,
         )
-        return self.saver.save(state)
+        with self._phase("saving"):
+            return self.saver.save(state)
 
     def _request_stop(self, *_: object) -> None:
         self.stop_wanted = True

@@ -46,7 +46,11 @@ class TrainingConfig(Section):
     # Engine.
     zero_stage: Literal[1, 2, 3] = 2
     precision: Literal["bf16", "fp32"] = "bf16"
-    timeout_minutes: float = Field(default=30, gt=0, description="a hung collective ends the run")
+    timeout_minutes: float = Field(
+        default=30,
+        gt=0,
+        description="a phase of a step that lasts longer ends the run, see watchdog",
+    )
 
     # Saving and seeing.
     checkpoint_every: int = Field(default=1_000, ge=1, description="steps")
@@ -56,7 +60,15 @@ class TrainingConfig(Section):
     keep_checkpoints: int = Field(default=3, ge=1)
     log_every: int = Field(default=10, ge=1)
     validate_every: int = Field(default=1_000, ge=1)
+    # Steps without an update: gradients that are not finite, and spikes (see spikes.SpikeGuard).
+    max_gradient_norm_ratio: float | None = Field(
+        default=20, gt=1, description="to the median of the last norms; None = no limit"
+    )
+    gradient_norm_window: int = Field(default=128, ge=1, description="applied steps of the median")
     max_skipped_in_a_row: int = Field(default=20, ge=1)
+    peak_tflops: float | None = Field(
+        default=None, gt=0, description="of one process, for MFU; None = by the GPU's name"
+    )
     wandb: Literal["off", "offline", "online"] = "off"
 
     @model_validator(mode="after")

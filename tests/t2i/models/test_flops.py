@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from t2i.config import load_config
 from t2i.models import flops
 from t2i.models.flops import CLASS_SETTING, TEXT_SETTING, Config, parameter_counts
-from t2i.models.macs import forward_macs, from_route_macs, shared_macs
+from t2i.models.macs import forward_macs, from_route_macs, shared_macs, training_flops
 from t2i.models.mask_dit import MaskDiT
 from t2i.models.mask_dit_config import MaskDiTConfig
 from t2i.models.routing import draw_keep_ids
@@ -72,6 +72,19 @@ def test_formula_equals_torchs_flop_counter(gamma):
     assert counter.get_total_flops() == 2 * 2 * forward_macs(SMALL, 16, 7, gamma)
 
 
+@pytest.mark.parametrize("gamma", [0.0, 0.5])
+def test_training_flops_equal_torchs_flop_counter(gamma):
+    model = TRDiT.from_config(SMALL).bfloat16()
+    keep_ids = draw_keep_ids(0, "route", 0, torch.arange(2), 16, gamma)
+    with FlopCounterMode(display=False) as counter:
+        text = model.prepare_text(torch.randn(2, 7, 24), torch.ones(2, 7, dtype=torch.bool))
+        model(torch.randn(2, 4, 8, 8), torch.rand(2), text, keep_ids).sum().backward()
+    # patches and sinusoids of time need no gradient (text states do, for the weight of their norm)
+    no_gradient = 16 * (4 * 4) * 64 + 256 * 64
+    expected = training_flops(SMALL, 16, 7, gamma) - 2 * no_gradient
+    assert counter.get_total_flops() == 2 * expected
+
+
 def test_the_command_prints_the_totals(tmp_path, capsys):
     config_file = tmp_path / "config.yaml"
     config_file.write_text("t2i: {models: {tr_dit: {num_layers: 4, routes: [[1, 2]]}}}")
@@ -119,6 +132,22 @@ def test_formulas_of_class_conditional_models_equal_torchs_flop_counter(model, g
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.randn(2, 4, 8, 8), torch.rand(2), torch.tensor([0, 10]), keep_ids)
     assert counter.get_total_flops() == 2 * 2 * forward_macs(model.config, 16, 0, gamma)
+
+
+@pytest.mark.parametrize("model", CLASS_MODELS, ids=["SiT", "SiT without routes", "MaskDiT"])
+@pytest.mark.parametrize("gamma", [0.0, 0.5])
+def test_training_flops_of_class_conditional_models_equal_torchs_flop_counter(model, gamma):
+    model = model.bfloat16()
+    gamma = gamma if flops.can_drop_tokens(model.config) else 0.0
+    keep_ids = draw_keep_ids(0, "route", 0, torch.arange(2), 16, gamma) if gamma else None
+    with FlopCounterMode(display=False) as counter:
+        model(
+            torch.randn(2, 4, 8, 8), torch.rand(2), torch.tensor([0, 10]), keep_ids
+        ).sum().backward()
+    no_gradient = 16 * (4 * 4) * 64 + 256 * 64
+    assert counter.get_total_flops() == 2 * (
+        training_flops(model.config, 16, 0, gamma) - 2 * no_gradient
+    )
 
 
 def test_the_command_prints_the_golden_table(capsys):

@@ -5,13 +5,8 @@ import math
 import pytest
 import torch
 
-from t2i.models.routing import (
-    draw_keep,
-    draw_keep_ids,
-    gather_tokens,
-    num_kept,
-    scatter_tokens,
-)
+from t2i.models.routes import num_kept
+from t2i.models.routing import draw_keep, draw_keep_ids, gather_tokens, scatter_tokens
 
 IDS = torch.arange(5)
 

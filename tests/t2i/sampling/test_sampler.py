@@ -15,7 +15,8 @@ from t2i.encoders.text import TextStates
 from t2i.guidance.branches import Branch, Condition, Evaluation, Guidance, evaluations
 from t2i.guidance.methods import METHODS, extrapolate, make_guidance
 from t2i.guidance.schedules import constant
-from t2i.models.routing import draw_keep_ids, num_kept
+from t2i.models.routes import num_kept
+from t2i.models.routing import draw_keep_ids
 from t2i.models.tr_dit import TRDiT
 from t2i.sampling.sampler import (
     RUN_SEED,

@@ -18,7 +18,8 @@ from t2i.models.backbone import Backbone
 from t2i.models.epsilon import EpsilonToVelocity
 from t2i.models.mask_dit import MaskDiT
 from t2i.models.mask_dit_config import MaskDiTConfig
-from t2i.models.routing import draw_keep_ids, num_kept
+from t2i.models.routes import num_kept
+from t2i.models.routing import draw_keep_ids
 from t2i.models.sit import SiT
 from t2i.models.sit_config import SiTConfig
 from t2i.sampling.sampler import RUN_SEED, GuidedField, draw_skipped, sample_latents

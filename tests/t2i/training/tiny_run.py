@@ -3,7 +3,8 @@
     deepspeed --num_gpus 2 tests/t2i/training/tiny_run.py FOLDER NAME:STEPS:STOP_AT:ZERO:PRECISION:KIND...
 
 Each plan trains the run FOLDER/NAME until STEPS, or until the last rank sends itself SIGTERM in
-the step before STOP_AT (0 = never). KIND, one of `KINDS`, is a model with an objective.
+the step before STOP_AT (0 = never). KIND, one of `KINDS`, is a model with an objective. A plan may
+end with :ACCIDENT@STEP, one of `ACCIDENTS`, which befalls the last rank's first batch of that step.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +76,25 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 GLOBAL_BATCH = 8
 
 
+def hang(batch: TrainingBatch) -> TrainingBatch:
+    time.sleep(600)
+    return batch
+
+
+ACCIDENTS: dict[str, Callable[[TrainingBatch], TrainingBatch]] = {
+    "nan": lambda batch: replace(batch, moments=batch.moments * float("nan")),
+    "huge": lambda batch: replace(batch, moments=batch.moments * 1e4),
+    "hang": hang,
+}
+# that accidents are seen soon, and what they leave behind
+CLOSELY_WATCHED = {
+    "gradient_norm_window": 3,
+    "timeout_minutes": 0.1,
+    "checkpoint_every": 1,
+    "keep_checkpoints": 4,
+}
+
+
 def encode(captions: Sequence[str]) -> TextStates:
     """States that depend on the caption alone, and not only in size: that is normalised away."""
     numbers = torch.tensor([float(len(caption)) for caption in captions])
@@ -105,6 +127,19 @@ def make_batches(
             for first in range(rank * share, (rank + 1) * share, size):
                 yield micro_batch(step, first, size)
             step += 1
+
+    return from_step
+
+
+def with_accident(
+    batches: Callable[[int], Iterator[TrainingBatch]], accident: str, at: int
+) -> Callable[[int], Iterator[TrainingBatch]]:
+    def from_step(step: int) -> Iterator[TrainingBatch]:
+        is_due = True
+        for batch in batches(step):
+            happens = is_due and batch.step == at
+            is_due = is_due and not happens
+            yield ACCIDENTS[accident](batch) if happens else batch
 
     return from_step
 
@@ -170,10 +205,13 @@ if __name__ == "__main__":
     start_processes(timeout_minutes=1)
     arguments = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank")]
     for plan in arguments[1:]:
-        name, steps, stop_at, zero_stage, precision, kind = plan.split(":")
-        run = make_run(
-            Path(arguments[0]) / name, int(steps), int(stop_at), int(zero_stage), precision, kind
-        )
+        name, steps, stop_at, zero_stage, precision, kind, *accidents = plan.split(":")
+        numbers = (int(steps), int(stop_at), int(zero_stage))
+        settings = CLOSELY_WATCHED if accidents else {}
+        run = make_run(Path(arguments[0]) / name, *numbers, precision, kind, **settings)
+        if accidents and torch.distributed.get_rank() == torch.distributed.get_world_size() - 1:
+            accident, at = accidents[0].split("@")
+            run = replace(run, batches=with_accident(run.batches, accident, int(at)))
         finished = train(run)
         assert finished == (stop_at == "0"), f"{plan}: finished is {finished}"
     stop_processes()

@@ -1,0 +1,112 @@
+"""A trace of a few steps of training by torch.profiler, for `--profile START:STOP`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from t2i.config import ConfigError
+from t2i.console import get_logger
+
+if TYPE_CHECKING:
+    from torch.autograd.profiler_util import FunctionEvent
+
+NUM_ROWS = 20
+
+logger = get_logger("train")
+
+
+@dataclass(frozen=True)
+class ProfileSteps:
+    """Which steps are traced: those after ``start`` done ones, until ``stop`` are done."""
+
+    start: int
+    stop: int
+
+
+def parse_profile_steps(text: str) -> ProfileSteps:
+    """``"10:12"`` -> the two steps after ten.
+
+    Raises:
+        ConfigError: not START:STOP with 0 <= START < STOP.
+    """
+    first, colon, last = text.partition(":")
+    if not (colon and first.isdecimal() and last.isdecimal() and int(first) < int(last)):
+        raise ConfigError(f"--profile {text}: must be START:STOP, such as 10:12 for two steps")
+    return ProfileSteps(int(first), int(last))
+
+
+class Profile:
+    """Traces the steps on this process; writes ``profile/steps-START-STOP.json`` and a table beside it.
+
+    The first step of a trace holds the profiler's own warm-up.
+    """
+
+    def __init__(self, steps: ProfileSteps, folder: Path, first_step: int, last_step: int) -> None:
+        """A run from ``first_step`` done steps to ``last_step``, in ``folder``.
+
+        Raises:
+            ValueError: the run does not go through the steps.
+        """
+        if not first_step <= steps.start < steps.stop <= last_step:
+            raise ValueError(
+                f"--profile {steps.start}:{steps.stop}: this run goes from step {first_step} to "
+                f"{last_step}; choose steps in between"
+            )
+        self.steps = steps
+        self.path = folder / "profile" / f"steps-{steps.start}-{steps.stop}.json"
+        self._profiler: Any = None
+
+    def at(self, step: int) -> None:
+        """To be called with the number of steps done, before the first step and after each."""
+        if step == self.steps.start:
+            from torch.profiler import profile
+
+            self._profiler = profile()  # of the CPU and of every accelerator there is
+            self._profiler.start()
+        if step == self.steps.stop and self._profiler is not None:
+            self._profiler.stop()
+            self._write()
+            self._profiler = None
+
+    def label(self, phase: str) -> AbstractContextManager[object]:
+        """Shows a phase of a step in the trace."""
+        from torch.profiler import record_function
+
+        return record_function(phase)
+
+    def _write(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._profiler.export_chrome_trace(str(self.path))
+        averages = self._profiler.key_averages()
+        on_device = any(event.self_device_time_total > 0 for event in averages)
+        key = "self_device_time_total" if on_device else "self_cpu_time_total"
+        table = averages.table(sort_by=key, row_limit=NUM_ROWS, max_name_column_width=60)
+        share = communication_share(self._profiler.events())
+        text = (
+            f"{table}\ncommunication: {100 * share:.1f} % of the trace's time, overlapped or not\n"
+        )
+        self.path.with_suffix(".txt").write_text(text)
+        logger.info("trace of steps %d to %d: %s\n%s", *self._bounds(), self.path, text)
+
+    def _bounds(self) -> tuple[int, int]:
+        return self.steps.start + 1, self.steps.stop
+
+
+def communication_share(events: Sequence[FunctionEvent]) -> float:
+    """Share of a trace's time in which a collective ran: NCCL's kernels, or gloo's work on a CPU."""
+    spans = [(e.time_range.start, e.time_range.end, e.name) for e in events]
+    if not spans:
+        return 0.0
+    kernel = "ncclDevKernel"  # "nccl:..." spans are the calls that put kernels into the queue
+    prefix = kernel if any(name.startswith(kernel) for _, _, name in spans) else "gloo:"
+    collectives = sorted((start, end) for start, end, name in spans if name.startswith(prefix))
+    total, reached = 0.0, float("-inf")
+    for start, end in collectives:
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    whole = max(end for _, end, _ in spans) - min(start for start, _, _ in spans)
+    return total / whole

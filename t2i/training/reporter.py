@@ -1,0 +1,104 @@
+"""Where a run's metrics go: a line of metrics.jsonl and, if asked, Weights & Biases."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from t2i.console import MetricsFile
+
+
+def drop_lines_after(path: Path, step: int) -> None:
+    """Remove a metrics file's lines of steps after ``step``, which are about to be run again."""
+    if not path.exists():
+        return
+    lines = path.read_text().splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    if len(kept) < len(lines):
+        replacement = path.with_suffix(".tmp")
+        replacement.write_text("".join(kept))
+        replacement.replace(path)
+
+
+class Reporter:
+    """Writes metrics.jsonl and, if asked, Weights & Biases; used on rank 0 only."""
+
+    def __init__(
+        self, folder: Path, step: int, wandb_mode: str, name: str, settings: Mapping[str, Any]
+    ) -> None:
+        """``step``: steps done; later lines of an interrupted run are removed.
+
+        Raises:
+            ValueError: W&B is asked for but not installed.
+        """
+        drop_lines_after(folder / "metrics.jsonl", step)
+        self.file = MetricsFile(folder / "metrics.jsonl")
+        self.wandb = WandB(folder, wandb_mode, name, settings) if wandb_mode != "off" else None
+
+    def write(self, fields: Mapping[str, Any]) -> None:
+        """One line of metrics; ``step`` is among the fields."""
+        self.file.write(fields)
+        if self.wandb is not None:
+            self.wandb.write(fields)
+
+    def close(self) -> None:
+        """Finish the W&B run, if there is one."""
+        if self.wandb is not None:
+            self.wandb.close()
+
+
+class WandB:
+    """A run's page on Weights & Biases: its config, its metrics, the samples of skipped steps.
+
+    The run's folder holds the page's id (``wandb_id``), so a run that goes on does so on its page.
+    The steps since its checkpoint are then logged again: the x axis is the field ``step``.
+    """
+
+    def __init__(self, folder: Path, mode: str, name: str, settings: Mapping[str, Any]) -> None:
+        try:
+            import wandb
+        except ImportError:
+            raise ValueError(
+                "t2i.training.wandb needs the wandb package: pip install wandb, or set it to off"
+            ) from None
+        id_file = folder / "wandb_id"
+        if not id_file.exists():
+            id_file.write_text(uuid.uuid4().hex)
+        self.folder, self.num_skipped = folder, 0
+        self.run = wandb.init(
+            dir=folder,
+            mode=mode,
+            name=name,
+            id=id_file.read_text(),
+            resume="allow",
+            config=dict(settings),
+        )
+        self.run.define_metric("*", step_metric="step")
+
+    def write(self, fields: Mapping[str, Any]) -> None:
+        """Log the fields; the files of skipped samples are sent again whenever there are more."""
+        self.run.log(flat_fields(fields))
+        if fields.get("skipped", 0) > self.num_skipped:
+            self.num_skipped = fields["skipped"]
+            self.run.save(str(self.folder / "skipped-rank*.jsonl"), self.folder, policy="now")
+
+    def close(self) -> None:
+        """Finish."""
+        self.run.finish()
+
+
+def flat_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields with one number each, so that each has a curve; numbers that are not known are left out.
+
+    A list by eighths of time becomes ``loss_by_time/0.000`` ... ``loss_by_time/0.875``.
+    """
+    flat: dict[str, Any] = {}
+    for name, value in fields.items():
+        if isinstance(value, list):
+            flat |= {f"{name}/{i / len(value):.3f}": part for i, part in enumerate(value)}
+        else:
+            flat[name] = value
+    return {name: value for name, value in flat.items() if value is not None}

@@ -1,0 +1,64 @@
+"""How much a run computes: FLOPs of a batch by its real shapes, and what the GPU could do at most."""
+
+from __future__ import annotations
+
+import torch
+
+from t2i.batch import TrainingBatch
+from t2i.encoders.text import TextStates
+from t2i.models.macs import TRAINING_PASSES
+from t2i.training.backbone import Backbone
+from t2i.training.conditions import Condition
+from t2i.training.moving_objectives import MovingObjective
+from t2i.training.training_config import TrainingConfig
+
+# Dense bf16 TFLOP/s with fp32 accumulation by the makers' data sheets; the first name that is part
+# of the device's name counts.
+PEAK_TFLOPS = {
+    "B200": 2250.0,
+    "GH200": 989.0,
+    "H200 NVL": 835.0,
+    "H200": 989.0,
+    "H100 NVL": 835.0,
+    "H100 PCIe": 756.0,
+    "H100": 989.0,
+    "A100": 312.0,
+    "L40S": 362.0,
+    "L4": 121.0,
+    "RTX 4090": 165.2,
+}
+
+
+def batch_flops(
+    backbone: Backbone,
+    objective: MovingObjective,
+    gamma: float,
+    batch: TrainingBatch,
+    condition: Condition,
+) -> float:
+    """FLOPs that training on a micro-batch executes, after routing or masking.
+
+    The network's forward and backward pass and the objective's other forward passes (a teacher's).
+    See `t2i.models.macs.training_flops` for what is left out, above all the frozen text encoder.
+    Bernoulli draws of tokens are counted by their mean, without what fills up the shorter rows.
+    """
+    height, width = batch.moments.shape[-2:]
+    num_tokens = height * width // backbone.patch_size**2
+    text_tokens = condition.mask.shape[1] if isinstance(condition, TextStates) else 0
+    flops = float(backbone.training_flops(num_tokens, text_tokens, gamma))
+    for forward_gamma in objective.other_forwards(batch.step):
+        flops += backbone.training_flops(num_tokens, text_tokens, forward_gamma) / TRAINING_PASSES
+    return flops * len(batch.sample_ids)
+
+
+def peak_tflops(config: TrainingConfig, device: torch.device) -> float | None:
+    """The most that one process could do, TFLOP/s: of the config, or known by the GPU's name."""
+    if config.peak_tflops is not None or device.type != "cuda" or config.precision != "bf16":
+        return config.peak_tflops
+    return known_peak_tflops(torch.cuda.get_device_name(device))
+
+
+def known_peak_tflops(device_name: str) -> float | None:
+    """Dense bf16 TFLOP/s of a GPU by the name that CUDA gives it; None = not known."""
+    words = f" {device_name.replace('-', ' ')} "
+    return next((peak for name, peak in PEAK_TFLOPS.items() if f" {name} " in words), None)
