@@ -18,6 +18,7 @@ from t2i.training.training_config import TrainingConfig
 if TYPE_CHECKING:
     import torch
 
+    from t2i.encoders.text import TextEncoder
     from t2i.training.backbone import Backbone
 
 
@@ -45,38 +46,46 @@ def check_fits(sections: BackboneSections, training: TrainingConfig, loader: Loa
         raise ConfigError(problems[0])
 
 
-def build_backbone(
+def build_text_encoder(
     sections: BackboneSections, training: TrainingConfig, device: torch.device
+) -> TextEncoder | None:
+    """The frozen encoder of captions, in the precision of training; None for models of classes."""
+    import torch
+
+    from t2i.encoders.text import load_text_encoder
+
+    if sections.launch.model != "tr_dit":
+        return None
+    dtype = torch.bfloat16 if training.precision == "bf16" else torch.float32
+    return load_text_encoder(sections.text, device, dtype)
+
+
+def build_backbone(
+    sections: BackboneSections,
+    training: TrainingConfig,
+    device: torch.device,
+    encoder: TextEncoder | None = None,
 ) -> Backbone:
-    """The model with random weights drawn from ``training.seed``, and what conditions it."""
+    """The model with random weights drawn from ``training.seed``, and what conditions it.
+
+    ``encoder``: from `build_text_encoder`.
+    """
     import torch
 
     from t2i.models.mask_dit import MaskDiT
     from t2i.models.sit import SiT
-    from t2i.training.backbone import label_backbone
+    from t2i.models.tr_dit import TRDiT
+    from t2i.training.backbone import label_backbone, text_backbone
 
     torch.manual_seed(training.seed)
     match sections.launch.model:
         case "tr_dit":
-            return _build_tr_dit(sections, training, device)
+            assert encoder is not None
+            return text_backbone(TRDiT(sections.tr_dit), encoder.encode, device)
         case "sit":
             return label_backbone(SiT(sections.sit), device)
         case "mask_dit":
             return label_backbone(MaskDiT(sections.mask_dit), device)
-
-
-def _build_tr_dit(
-    sections: BackboneSections, training: TrainingConfig, device: torch.device
-) -> Backbone:
-    import torch
-
-    from t2i.encoders.text import load_text_encoder
-    from t2i.models.tr_dit import TRDiT
-    from t2i.training.backbone import text_backbone
-
-    dtype = torch.bfloat16 if training.precision == "bf16" else torch.float32
-    encoder = load_text_encoder(sections.text, device, dtype)
-    return text_backbone(TRDiT(sections.tr_dit), encoder.encode, device)
 
 
 def _model_problems(

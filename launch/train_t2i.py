@@ -22,8 +22,14 @@ from typing import TYPE_CHECKING
 
 from data_pipeline.loader_config import LoaderConfig
 from data_pipeline.storage import StorageConfig
-from launch.backbones import BackboneSections, build_backbone, check_fits
+from launch.backbones import (
+    BackboneSections,
+    build_backbone,
+    build_text_encoder,
+    check_fits,
+)
 from launch.config import StageConfig, stage_section
+from launch.samples import build_samples, check_samples
 from t2i.config import (
     ConfigError,
     add_config_arguments,
@@ -33,6 +39,7 @@ from t2i.config import (
     section,
 )
 from t2i.console import run_command
+from t2i.encoders.vae_config import VAEConfig
 from t2i.training.training_config import TrainingConfig, largest_divisor
 
 if TYPE_CHECKING:
@@ -50,6 +57,7 @@ class Config(BackboneSections):
     training: TrainingConfig = section("t2i.training")
     loader: LoaderConfig = section("data_pipeline.loader")
     storage: StorageConfig = section("data_pipeline.storage")
+    vae: VAEConfig = section("t2i.encoders.vae")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -74,6 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     training = stage_section(config.training, stage.training, f"{key}.training")
     loader = stage_section(config.loader, stage.loader, f"{key}.loader")
     check_fits(config, training, loader)
+    check_samples(config, training)
 
     import torch
 
@@ -157,16 +166,21 @@ def build_run(
     """Backbone and data of a stage, as the trainer wants them."""
     from t2i.training.run import Run
 
+    encoder = build_text_encoder(config, training, device)
+    backbone = build_backbone(config, training, device, encoder)
     return Run(
         name=f"stage {number}",
         folder=Path(stage.folder),
         config=training,
-        backbone=build_backbone(config, training, device),
+        backbone=backbone,
         batches=make_batches(loader, training, config.storage),
         validation=make_validation(loader, training, config),
         start=start,
         settings=dump_config(config),
         device=device,
+        samples=build_samples(
+            config.launch, stage, training, config.vae, backbone.patch_size, encoder
+        ),
     )
 
 

@@ -111,6 +111,13 @@ class Reporter:
         if self.wandb is not None:
             self.wandb.log(dict(fields), step=fields["step"])
 
+    def show_image(self, step: int, name: str, path: Path) -> None:
+        """Show a picture in Weights & Biases, if that is asked for."""
+        if self.wandb is not None:
+            import wandb
+
+            self.wandb.log({name: wandb.Image(str(path))}, step=step)
+
     def close(self) -> None:
         """Finish the W&B run, if there is one."""
         if self.wandb is not None:

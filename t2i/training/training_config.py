@@ -40,6 +40,7 @@ class TrainingConfig(Section):
     # Engine.
     zero_stage: Literal[1, 2, 3] = 2
     precision: Literal["bf16", "fp32"] = "bf16"
+    compile: bool = Field(default=False, description="torch.compile of the blocks")
     timeout_minutes: float = Field(default=30, gt=0, description="a hung collective ends the run")
 
     # Saving and seeing.
@@ -47,6 +48,7 @@ class TrainingConfig(Section):
     keep_checkpoints: int = Field(default=3, ge=1)
     log_every: int = Field(default=10, ge=1)
     validate_every: int = Field(default=1_000, ge=1)
+    sample_every: int = Field(default=0, ge=0, description="steps between images; 0 = none")
     max_skipped_in_a_row: int = Field(default=20, ge=1)
     wandb: Literal["off", "offline", "online"] = "off"
 
@@ -65,6 +67,15 @@ class TrainingConfig(Section):
             raise ValueError(
                 "objective.weight is measured on whole weights, which zero_stage 3 does not keep; "
                 "set zero_stage to 2, or objective.weight to a number"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _weights_are_whole_where_they_are_compiled(self) -> TrainingConfig:
+        if self.compile and self.zero_stage == 3:
+            raise ValueError(
+                "compile needs whole weights, which zero_stage 3 does not keep; set zero_stage to "
+                "2, or compile to false"
             )
         return self
 
