@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     import torch
 
     from t2i.encoders.text import TextEncoder
+    from t2i.models.mask_dit import MaskDiT
+    from t2i.models.sit import SiT
+    from t2i.models.tr_dit import TRDiT
     from t2i.training.backbone import Backbone
 
 
@@ -72,20 +75,38 @@ def build_backbone(
     """
     import torch
 
-    from t2i.models.mask_dit import MaskDiT
-    from t2i.models.sit import SiT
     from t2i.models.tr_dit import TRDiT
     from t2i.training.backbone import label_backbone, text_backbone
 
     torch.manual_seed(training.seed)
+    model = build_model(sections)
+    if isinstance(model, TRDiT):
+        assert encoder is not None
+        return text_backbone(model, encoder.encode, device)
+    return label_backbone(model, device)
+
+
+def build_model(sections: BackboneSections) -> TRDiT | SiT | MaskDiT:
+    """The model with random weights; ``with torch.device("meta")`` for sizes only."""
+    from t2i.models.mask_dit import MaskDiT
+    from t2i.models.sit import SiT
+    from t2i.models.tr_dit import TRDiT
+
     match sections.launch.model:
         case "tr_dit":
-            assert encoder is not None
-            return text_backbone(TRDiT(sections.tr_dit), encoder.encode, device)
+            return TRDiT(sections.tr_dit)
         case "sit":
-            return label_backbone(SiT(sections.sit), device)
+            return SiT(sections.sit)
         case "mask_dit":
-            return label_backbone(MaskDiT(sections.mask_dit), device)
+            return MaskDiT(sections.mask_dit)
+
+
+def count_parameters(sections: BackboneSections) -> int:
+    """Number of trained parameters, without memory for them."""
+    import torch
+
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in build_model(sections).parameters())
 
 
 def _model_problems(

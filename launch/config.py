@@ -49,6 +49,11 @@ class LaunchConfig(Section):
     validation_guidance: Annotated[tuple[str, ...], Field(min_length=1)] = ("none", "cfg", "sg")
     validation_steps: int = Field(default=50, ge=1)
 
+    # Free space that a run needs to start; null = that of t2i.training.keep_checkpoints + 1
+    # checkpoints, less those that are there. With less it fails, or only says so.
+    min_free_disk_gb: float | None = Field(default=None, ge=0)
+    little_disk: Literal["fail", "warn"] = "fail"
+
     def stage(self, number: Literal[1, 2]) -> StageConfig:
         """The stage by its number on the command line."""
         return self.stage1 if number == 1 else self.stage2

@@ -3,6 +3,7 @@
     deepspeed launch/train_t2i.py --stage 1                     nano, on this machine
     deepspeed launch/train_t2i.py --stage 2                     goes on from stage 1's weights
     deepspeed --num_gpus 8 launch/train_t2i.py --stage 1 --config configs/tr_dit_2b5.yaml
+    deepspeed launch/train_t2i.py --stage 1 --check             only look at machines and settings
     torchrun --nproc-per-node 2 launch/train_t2i.py --stage 1   without the deepspeed launcher
     python launch/train_t2i.py --stage 1 --set launch.train.stage1.training.steps=100
     deepspeed --num_gpus 8 launch/train_t2i.py --stage 1 --config configs/imagenet_sit_xl2_mg.yaml
@@ -27,8 +28,10 @@ from launch.backbones import (
     build_backbone,
     build_text_encoder,
     check_fits,
+    count_parameters,
 )
 from launch.config import StageConfig, stage_section
+from launch.environment import check_environment, check_own_devices
 from launch.samples import build_samples, check_samples
 from t2i.config import (
     ConfigError,
@@ -68,6 +71,11 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--stage", type=int, choices=(1, 2), required=True, help="which stage")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="check machines, folder, disk and data as every start does; exit with 0 or 2",
+    )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # deepspeed adds it
     add_config_arguments(parser)
     return parser
@@ -84,14 +92,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_fits(config, training, loader)
     check_samples(config, training)
 
-    import torch
-
     from t2i.training.engine import start_processes, stop_processes
 
+    check_own_devices()
     device = start_processes(training.timeout_minutes)
     try:
-        if torch.distributed.get_rank() == 0:
-            print(describe_config(args), flush=True)
+        _say(describe_config(args))
+        warnings = check_environment(
+            settings=f"stage: {args.stage}\n{dump_config(config)}",
+            folder=Path(stage.folder),
+            num_parameters=count_parameters(config),
+            training=training,
+            loader=loader,
+            storage=config.storage,
+            launch=config.launch,
+        )
+        for warning in warnings:
+            _say(f"warning: {warning}")
+        if args.check:
+            _say(f"stage {args.stage} can start in {stage.folder}")
+            return 0
         return train_stage(args.stage, stage, training, loader, config, device)
     finally:
         stop_processes()

@@ -42,7 +42,13 @@ def make_samples(model: str) -> ValidationSamples:
 
 
 def make_sampled_run(
-    folder: Path, steps: int, zero_stage: int, precision: str, kind: str, every: int, **settings: Any
+    folder: Path,
+    steps: int,
+    zero_stage: int,
+    precision: str,
+    kind: str,
+    every: int,
+    **settings: Any,
 ) -> Run:
     """A tiny run of this process group."""
     run: Run = TINY["make_run"](

@@ -70,5 +70,5 @@ def test_every_length_of_captions_is_compiled() -> None:
 
 
 def test_sharded_weights_are_not_compiled() -> None:
-    with pytest.raises(ValueError, match="compile needs whole weights.*set zero_stage to 2"):
+    with pytest.raises(ValueError, match=r"compile needs whole weights.*set zero_stage to 2"):
         TrainingConfig(compile=True, zero_stage=3)
