@@ -189,7 +189,7 @@ def little_disk(
     """Compare the free space with what ``keep_checkpoints`` + 1 checkpoints take."""
     one = BYTES_PER_PARAMETER * num_parameters
     there = min(len(list(folder.glob("checkpoints/step-*"))), training.keep_checkpoints)
-    needed = (training.keep_checkpoints + 1 - there) * one
+    needed = float((training.keep_checkpoints + 1 - there) * one)
     asked_by, way_out = f"checkpoints of {one / 1e9:.1f} GB each", "t2i.training.keep_checkpoints"
     if launch.min_free_disk_gb is not None:
         needed, asked_by = launch.min_free_disk_gb * 1e9, "launch.train.min_free_disk_gb"

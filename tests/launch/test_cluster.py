@@ -97,9 +97,7 @@ def sbatch(config: Path) -> Iterator[Callable[[], subprocess.Popen[str]]]:
     def start() -> subprocess.Popen[str]:
         log = (folder / "job.log").open("a")
         jobs.append(
-            subprocess.Popen(
-                ["bash", *script], env=environment, stdout=log, stderr=log, text=True
-            )
+            subprocess.Popen(["bash", *script], env=environment, stdout=log, stderr=log, text=True)
         )
         return jobs[-1]
 
@@ -139,7 +137,7 @@ def test_a_run_survives_a_killed_rank_and_a_stop(
 
     wait_for_step(config, newest_step(config) + 30, job)
     assert ranks[0].pid not in [rank.pid for rank in descendants(job, "train_t2i.py")]
-    (srun,) = [child for child in descendants(job, str(config.parent / "srun"))][:1]
+    srun = descendants(job, str(config.parent / "srun"))[0]
     srun.send_signal(signal.SIGTERM)
     log = config.parent / "job.log"
     assert job.wait(timeout=120) == 75, log.read_text()[-5000:]
