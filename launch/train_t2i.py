@@ -29,6 +29,7 @@ from launch.backbones import (
     build_text_encoder,
     check_fits,
     count_parameters,
+    num_reference_captions,
 )
 from launch.config import StageConfig, stage_section
 from launch.environment import check_environment, check_own_devices
@@ -184,10 +185,18 @@ def build_run(
     device: torch.device,
 ) -> Run:
     """Backbone and data of a stage, as the trainer wants them."""
-    from t2i.training.run import Run
+    from data_pipeline.loader import read_captions
+    from t2i.training.run import Run, lacks_scale_input, with_new_scale_input
 
     encoder = build_text_encoder(config, training, device)
-    backbone = build_backbone(config, training, device, encoder)
+    num_captions = num_reference_captions(config, training)
+    captions: tuple[str, ...] = ()
+    if num_captions:
+        captions = read_captions(loader, training.seed, num_captions, config.storage)
+    backbone = build_backbone(config, training, device, encoder, captions)
+    if lacks_scale_input(start, backbone.model):
+        _say(f"{start.source} has no scale input: a new one is added, without effect at first")
+        start = with_new_scale_input(start, backbone.model)
     return Run(
         name=f"stage {number}",
         folder=Path(stage.folder),
