@@ -19,6 +19,10 @@ from t2i.training.training_config import TrainingConfig
 if TYPE_CHECKING:
     import torch
 
+    from t2i.encoders.text import TextEncoder
+    from t2i.models.mask_dit import MaskDiT
+    from t2i.models.sit import SiT
+    from t2i.models.tr_dit import TRDiT
     from t2i.training.backbone import Backbone
 
 
@@ -57,30 +61,65 @@ def check_fits(sections: BackboneSections, training: TrainingConfig, loader: Loa
         raise ConfigError(problems[0])
 
 
+def build_text_encoder(
+    sections: BackboneSections, training: TrainingConfig, device: torch.device
+) -> TextEncoder | None:
+    """The frozen encoder of captions, in the precision of training; None for models of classes."""
+    import torch
+
+    from t2i.encoders.text import load_text_encoder
+
+    if sections.launch.model != "tr_dit":
+        return None
+    dtype = torch.bfloat16 if training.precision == "bf16" else torch.float32
+    return load_text_encoder(sections.text, device, dtype)
+
+
 def build_backbone(
     sections: BackboneSections,
     training: TrainingConfig,
     device: torch.device,
+    encoder: TextEncoder | None = None,
     reference_captions: Sequence[str] = (),
 ) -> Backbone:
     """The model with random weights drawn from ``training.seed``, and what conditions it.
 
-    ``reference_captions``: see `num_reference_captions`.
+    ``encoder``: from `build_text_encoder`; ``reference_captions``: see `num_reference_captions`.
     """
     import torch
 
-    from t2i.models.mask_dit import MaskDiT
-    from t2i.models.sit import SiT
-    from t2i.training.backbone import label_backbone
+    from t2i.models.tr_dit import TRDiT
+    from t2i.training.backbone import label_backbone, text_backbone
 
     torch.manual_seed(training.seed)
+    model = build_model(sections)
+    if isinstance(model, TRDiT):
+        assert encoder is not None
+        return text_backbone(model, encoder.encode, device, reference_captions)
+    return label_backbone(model, device)
+
+
+def build_model(sections: BackboneSections) -> TRDiT | SiT | MaskDiT:
+    """The model with random weights; ``with torch.device("meta")`` for sizes only."""
+    from t2i.models.mask_dit import MaskDiT
+    from t2i.models.sit import SiT
+    from t2i.models.tr_dit import TRDiT
+
     match sections.launch.model:
         case "tr_dit":
-            return _build_tr_dit(sections, training, device, reference_captions)
+            return TRDiT(sections.tr_dit)
         case "sit":
-            return label_backbone(SiT(sections.sit), device)
+            return SiT(sections.sit)
         case "mask_dit":
-            return label_backbone(MaskDiT(sections.mask_dit), device)
+            return MaskDiT(sections.mask_dit)
+
+
+def count_parameters(sections: BackboneSections) -> int:
+    """Number of trained parameters, without memory for them."""
+    import torch
+
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in build_model(sections).parameters())
 
 
 def num_reference_captions(sections: BackboneSections, training: TrainingConfig) -> int:
@@ -89,23 +128,6 @@ def num_reference_captions(sections: BackboneSections, training: TrainingConfig)
     if not isinstance(objective, ModelGuidanceConfig) or sections.launch.model != "tr_dit":
         return 0
     return objective.num_reference_captions if objective.num_references else 0
-
-
-def _build_tr_dit(
-    sections: BackboneSections,
-    training: TrainingConfig,
-    device: torch.device,
-    reference_captions: Sequence[str],
-) -> Backbone:
-    import torch
-
-    from t2i.encoders.text import load_text_encoder
-    from t2i.models.tr_dit import TRDiT
-    from t2i.training.backbone import text_backbone
-
-    dtype = torch.bfloat16 if training.precision == "bf16" else torch.float32
-    encoder = load_text_encoder(sections.text, device, dtype)
-    return text_backbone(TRDiT(sections.tr_dit), encoder.encode, device, reference_captions)
 
 
 def _model_problems(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
@@ -15,6 +15,8 @@ class StageConfig(Section):
     folder: str
     training: dict[str, Any] = Field(default_factory=dict)
     loader: dict[str, Any] = Field(default_factory=dict)
+    # Height and width in pixels of the images of launch.train.validation_prompts.
+    validation_size: tuple[int, int] = (128, 128)
     # What a fresh run starts from: the newest verified checkpoint of this run folder ...
     start_from_run: str | None = None
     # ... with Adam's moments too, or with a new optimizer ...
@@ -67,6 +69,22 @@ class LaunchConfig(Section):
     # Samples of the validation loss, of the held-out part (data_pipeline.loader.held_out);
     # 0 = no validation.
     validation_samples: int = Field(default=0, ge=0)
+    # What is sampled every t2i.training.sample_every steps: prompts, or classes; or a file that
+    # `t2i.sample --prompts` reads.
+    validation_prompts: str | Annotated[tuple[str | int, ...], Field(min_length=1)] = (
+        "A small red circle is at the left. The background is white.",
+        "A large blue square is at the top right. The background is gray.",
+        "A large green triangle is at the center. The background is black.",
+        "A small yellow cross is at the bottom. A large cyan circle is at the top.",
+    )
+    # Each with its usual settings, in `validation_steps` steps of Euler's method.
+    validation_guidance: Annotated[tuple[str, ...], Field(min_length=1)] = ("none", "cfg", "sg")
+    validation_steps: int = Field(default=50, ge=1)
+
+    # Free space that a run needs to start; null = that of t2i.training.keep_checkpoints + 1
+    # checkpoints, less those that are there. With less it fails, or only says so.
+    min_free_disk_gb: float | None = Field(default=None, ge=0)
+    little_disk: Literal["fail", "warn"] = "fail"
 
     def stage(self, number: Literal[1, 2]) -> StageConfig:
         """The stage by its number on the command line."""

@@ -3,6 +3,7 @@
     deepspeed launch/train_t2i.py --stage 1                     nano, on this machine
     deepspeed launch/train_t2i.py --stage 2                     goes on from stage 1's weights
     deepspeed --num_gpus 8 launch/train_t2i.py --stage 1 --config configs/tr_dit_2b5.yaml
+    deepspeed launch/train_t2i.py --stage 1 --check             only look at machines and settings
     torchrun --nproc-per-node 2 launch/train_t2i.py --stage 1   without the deepspeed launcher
     python launch/train_t2i.py --stage 1 --set launch.train.stage1.training.steps=100
     deepspeed --num_gpus 8 launch/train_t2i.py --stage 1 --config configs/imagenet_sit_xl2_mg.yaml
@@ -34,10 +35,14 @@ from data_pipeline.storage import StorageConfig
 from launch.backbones import (
     BackboneSections,
     build_backbone,
+    build_text_encoder,
     check_fits,
+    count_parameters,
     num_reference_captions,
 )
 from launch.config import StageConfig, stage_section
+from launch.environment import check_environment, check_own_devices
+from launch.samples import build_samples, check_samples
 from launch.uploads import RemoteCheckpoints, uploading
 from t2i.config import (
     ConfigError,
@@ -48,6 +53,7 @@ from t2i.config import (
     section,
 )
 from t2i.console import run_command
+from t2i.encoders.vae_config import VAEConfig
 from t2i.training.profiling import ProfileSteps, parse_profile_steps
 from t2i.training.training_config import TrainingConfig, largest_divisor
 
@@ -66,6 +72,7 @@ class Config(BackboneSections):
     training: TrainingConfig = section("t2i.training")
     loader: LoaderConfig = section("data_pipeline.loader")
     storage: StorageConfig = section("data_pipeline.storage")
+    vae: VAEConfig = section("t2i.encoders.vae")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -76,6 +83,11 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--stage", type=int, choices=(1, 2), required=True, help="which stage")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="check machines, folder, disk and data as every start does; exit with 0 or 2",
+    )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # deepspeed adds it
     parser.add_argument(
         "--profile",
@@ -96,17 +108,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     training = stage_section(config.training, stage.training, f"{key}.training")
     loader = stage_section(config.loader, stage.loader, f"{key}.loader")
     check_fits(config, training, loader)
+    check_samples(config, training)
     if config.launch.upload is not None:
         config.launch.upload.check_fits(training.timeout_minutes)
 
-    import torch
-
     from t2i.training.engine import start_processes, stop_processes
 
+    check_own_devices()
     device = start_processes(training.timeout_minutes)
     try:
-        if torch.distributed.get_rank() == 0:
-            print(describe_config(args), flush=True)
+        _say(describe_config(args))
+        warnings = check_environment(
+            settings=f"stage: {args.stage}\n{dump_config(config)}",
+            folder=Path(stage.folder),
+            num_parameters=count_parameters(config),
+            training=training,
+            loader=loader,
+            storage=config.storage,
+            launch=config.launch,
+        )
+        for warning in warnings:
+            _say(f"warning: {warning}")
+        if args.check:
+            _say(f"stage {args.stage} can start in {stage.folder}")
+            return 0
         return train_stage(args.stage, stage, training, loader, config, device, profile)
     finally:
         stop_processes()
@@ -187,11 +212,12 @@ def build_run(
     from data_pipeline.loader import read_captions
     from t2i.training.run import Run, lacks_scale_input, with_new_scale_input
 
+    encoder = build_text_encoder(config, training, device)
     num_captions = num_reference_captions(config, training)
     captions: tuple[str, ...] = ()
     if num_captions:
         captions = read_captions(loader, training.seed, num_captions, config.storage)
-    backbone = build_backbone(config, training, device, captions)
+    backbone = build_backbone(config, training, device, encoder, captions)
     if lacks_scale_input(start, backbone.model):
         _say(f"{start.source} has no scale input: a new one is added, without effect at first")
         start = with_new_scale_input(start, backbone.model)
@@ -205,6 +231,9 @@ def build_run(
         start=start,
         settings=dump_config(config),
         device=device,
+        samples=build_samples(
+            config.launch, stage, training, config.vae, backbone.patch_size, encoder
+        ),
     )
 
 

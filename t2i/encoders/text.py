@@ -60,31 +60,48 @@ class TextEncoder:
     # Not inference_mode: layers that are trained on the states keep them for their backward pass.
     @torch.no_grad()
     def encode(self, captions: Sequence[str]) -> TextStates:
-        """Encode captions (any text, "" too). A state depends on its own caption alone."""
-        input_ids, mask = self.tokenize(captions)
+        """Encode captions (any text, "" too). A state depends on its own caption alone.
+
+        Captions of one padded length run together: few are long, and all of them padded to the
+        longest would cost half as much again.
+        """
+        texts = [self.caption_ids(caption) for caption in captions]
+        rows_by_length: dict[int, list[int]] = {}
+        for row, ids in enumerate(texts):
+            rows_by_length.setdefault(self._padded(len(ids)), []).append(row)
+        device, longest = self.language_model.device, max(rows_by_length)
+        mask = torch.zeros(len(texts), longest, dtype=torch.bool, device=device)
+        states: Tensor | None = None
+        for length, rows in rows_by_length.items():
+            own_states, own_mask = self._encode_padded([texts[row] for row in rows], length)
+            if states is None:
+                states = own_states.new_zeros(len(texts), longest, self.width)
+            at = torch.tensor(rows, device=device)
+            states[at, :length] = own_states
+            mask[at, :length] = own_mask
+        assert states is not None
+        return TextStates(states, mask)
+
+    def _encode_padded(self, texts: Sequence[Sequence[int]], length: int) -> tuple[Tensor, Tensor]:
+        """States (B, length, D) and mask of captions' token ids, behind the prefix."""
+        num_prefix = len(self.prefix_ids)
+        input_ids = torch.full((len(texts), num_prefix + length), self.tokenizer.pad_token_id)
+        mask = torch.zeros_like(input_ids)
+        for row, ids in enumerate(texts):
+            sequence = [*self.prefix_ids, *ids]
+            input_ids[row, : len(sequence)] = torch.tensor(sequence)
+            mask[row, : len(sequence)] = 1
         device = self.language_model.device
         states = self.language_model(
             input_ids=input_ids.to(device), attention_mask=mask.to(device), use_cache=False
-        ).last_hidden_state
-        num_prefix = len(self.prefix_ids)
-        states = states[:, num_prefix:]
+        ).last_hidden_state[:, num_prefix:]
         if self.whitening is not None:
             states = self.whitening(states)
-        return TextStates(states, mask[:, num_prefix:].bool().to(device))
+        return states, mask[:, num_prefix:].bool().to(device)
 
-    def tokenize(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Token ids and mask, (B, prefix + L) int64, of prefix, caption, end token and padding."""
-        texts = [self.caption_ids(caption) for caption in captions]
-        bucket = self.config.bucket
-        longest = max(len(ids) for ids in texts)
-        length = len(self.prefix_ids) + -(-longest // bucket) * bucket
-        input_ids = torch.full((len(texts), length), self.tokenizer.pad_token_id)
-        mask = torch.zeros_like(input_ids)
-        for row, ids in enumerate(texts):
-            sequence = self.prefix_ids + ids
-            input_ids[row, : len(sequence)] = torch.tensor(sequence)
-            mask[row, : len(sequence)] = 1
-        return input_ids, mask
+    def _padded(self, num_tokens: int) -> int:
+        """The next multiple of the bucket."""
+        return -(-num_tokens // self.config.bucket) * self.config.bucket
 
     def caption_ids(self, caption: str) -> list[int]:
         """Token ids of a caption, cut to ``max_tokens`` with the end token."""

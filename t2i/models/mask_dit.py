@@ -62,6 +62,11 @@ class MaskDiT(nn.Module):
         """A new model with random weights; `with torch.device("meta")` for sizes only."""
         return cls(config)
 
+    def compile_blocks(self, backend: str = "inductor") -> None:
+        """Compile the blocks in place, see `TRDiT.compile_blocks`."""
+        for block in (*self.blocks, *self.decoder):
+            block.compile(fullgraph=True, dynamic=False, backend=backend)
+
     def forward(
         self,
         latents_BCHW: Tensor,

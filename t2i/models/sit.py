@@ -69,6 +69,11 @@ class SiT(nn.Module):
         """A new model with random weights; `with torch.device("meta")` for sizes only."""
         return cls(config)
 
+    def compile_blocks(self, backend: str = "inductor") -> None:
+        """Compile the blocks in place, see `TRDiT.compile_blocks`."""
+        for block in self.blocks:
+            block.compile(fullgraph=True, dynamic=False, backend=backend)
+
     def forward(
         self,
         latents_BCHW: Tensor,

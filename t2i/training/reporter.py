@@ -44,6 +44,11 @@ class Reporter:
         if self.wandb is not None:
             self.wandb.write(fields)
 
+    def show_image(self, step: int, name: str, path: Path) -> None:
+        """Show a picture in Weights & Biases, if that is asked for."""
+        if self.wandb is not None:
+            self.wandb.show_image(step, name, path)
+
     def close(self) -> None:
         """Finish the W&B run, if there is one."""
         if self.wandb is not None:
@@ -84,6 +89,12 @@ class WandB:
         if fields.get("skipped", 0) > self.num_skipped:
             self.num_skipped = fields["skipped"]
             self.run.save(str(self.folder / "skipped-rank*.jsonl"), self.folder, policy="now")
+
+    def show_image(self, step: int, name: str, path: Path) -> None:
+        """Log a picture."""
+        import wandb
+
+        self.run.log({"step": step, name: wandb.Image(str(path))})
 
     def close(self) -> None:
         """Finish."""

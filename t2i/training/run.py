@@ -17,6 +17,7 @@ from t2i.training.checkpoint import Checkpoint
 from t2i.training.engine import MOMENTS
 from t2i.training.profiling import ProfileSteps
 from t2i.training.training_config import TrainingConfig
+from t2i.training.validation_samples import ValidationSamples
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,12 @@ class Run:
     """Everything that a training run needs; `launch` puts it together.
 
     Attributes:
-        folder: receives config.yaml, metrics.jsonl and checkpoints/.
+        folder: receives config.yaml, metrics.jsonl, checkpoints/ and samples/.
         backbone: the model, and where its conditions come from.
         batches: step -> this rank's micro-batches from that step on, in order.
         validation: this rank's held-out batches, equally many on each rank; may be empty.
         start: from `resume` when ``folder`` has a checkpoint.
+        samples: what to sample every ``config.sample_every`` steps; None = nothing.
         settings: the resolved config, stored beside each checkpoint (YAML).
         on_checkpoint: called by rank 0 with each new checkpoint's folder, say to copy it elsewhere;
             must return soon and raise nothing.
@@ -73,6 +75,7 @@ class Run:
     start: Start
     settings: str
     device: torch.device
+    samples: ValidationSamples | None = None
     on_checkpoint: Callable[[Path], None] | None = None
     profile: ProfileSteps | None = None
 

@@ -19,6 +19,8 @@ from torch import distributed as dist
 from t2i.batch import TrainingBatch
 from t2i.console import Progress, get_logger, progress
 from t2i.models.storage import load_weights
+from t2i.training.averaged import AveragedCopy
+from t2i.training.backbone import compile_blocks
 from t2i.training.checkpoint import TrainingState
 from t2i.training.ema import EMA
 from t2i.training.engine import MOMENTS, Engine
@@ -30,7 +32,7 @@ from t2i.training.run import Run, Start
 from t2i.training.saving import Saver
 from t2i.training.spikes import SkippedSteps, SpikeGuard
 from t2i.training.throughput import batch_flops, peak_tflops
-from t2i.training.validation import validate
+from t2i.training.validation import Validator
 from t2i.training.watchdog import Watchdog
 
 logger = get_logger("train")
@@ -109,10 +111,14 @@ class Trainer:
         if start.weights is not None:
             load_weights(backbone.model, dict(start.weights), start.source)
         self.objective = make_objective(self.config, backbone, self.run.device, start.objective)
+        average = AveragedCopy(backbone)
+        if config.compile:
+            compile_blocks(backbone.model)
         self.engine = Engine(
             backbone.network, backbone.model, config, self.world_size, self.spikes.refuses
         )
         self.ema = EMA(self.engine.masters, start.ema_updates)
+        self.validator = Validator(self.run, self.engine, self.ema, self.objective, average)
         if start.ema is not None:
             self.engine.scatter(self.ema.averages, start.ema)
         if start.moments is not None:
@@ -163,8 +169,7 @@ class Trainer:
                 if self._is_due(self.config.log_every):
                     self._log(bar)
                     self.window = Window(self.run.device)
-                if self._is_due(self.config.validate_every):
-                    self._validate()
+                self._validate()
                 due = self._is_due(self.config.checkpoint_every)
                 if due or self.save_agreed or self.stop_agreed:
                     last_saved = self.step if self._save() else last_saved
@@ -179,7 +184,7 @@ class Trainer:
         return self.step >= self.config.steps
 
     def _is_due(self, every: int) -> bool:
-        return self.step % every == 0 or self.step == self.config.steps
+        return every > 0 and (self.step % every == 0 or self.step == self.config.steps)
 
     def _train_step(self, batches: Iterator[TrainingBatch]) -> None:
         """One optimizer step: ``accumulation`` micro-batches, update, EMA."""
@@ -282,23 +287,13 @@ class Trainer:
         return nullcontext()
 
     def _validate(self) -> None:
-        """Measure and report the validation loss, if there is anything to measure it on."""
-        if not self.run.validation:
-            return
-        with self._phase("validation"):
-            loss, by_time = validate(
-                self.engine,
-                self.objective,
-                self.run.backbone.conditioner,
-                self.run.validation,
-                self.run.device,
-            )
-            self.objective.end_validation(loss)
-        if self.reporter is not None:
-            self.reporter.write(
-                {"step": self.step, "validation_loss": loss, "validation_by_time": by_time}
-            )
-            logger.info("%s: step %d, validation loss %.4f", self.run.name, self.step, loss)
+        """Measure and sample what is due, if there is anything to measure or to sample."""
+        if self.run.validation and self._is_due(self.config.validate_every):
+            with self._phase("validation"):
+                self.validator.measure(self.step, self.reporter)
+        if self.run.samples is not None and self._is_due(self.config.sample_every):
+            with self._phase("validation"):
+                self.validator.sample(self.step, self.reporter)
 
     def _save(self) -> bool:
         state = TrainingState(

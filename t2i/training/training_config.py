@@ -46,6 +46,7 @@ class TrainingConfig(Section):
     # Engine.
     zero_stage: Literal[1, 2, 3] = 2
     precision: Literal["bf16", "fp32"] = "bf16"
+    compile: bool = Field(default=False, description="torch.compile of the blocks")
     timeout_minutes: float = Field(
         default=30,
         gt=0,
@@ -60,6 +61,7 @@ class TrainingConfig(Section):
     keep_checkpoints: int = Field(default=3, ge=1)
     log_every: int = Field(default=10, ge=1)
     validate_every: int = Field(default=1_000, ge=1)
+    sample_every: int = Field(default=0, ge=0, description="steps between images; 0 = none")
     # Steps without an update: gradients that are not finite, and spikes (see spikes.SpikeGuard).
     max_gradient_norm_ratio: float | None = Field(
         default=20, gt=1, description="to the median of the last norms; None = no limit"
@@ -95,6 +97,15 @@ class TrainingConfig(Section):
             raise ValueError(
                 "objective.weight is measured on whole weights, which zero_stage 3 does not keep; "
                 "set zero_stage to 2, or objective.weight to a number"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _weights_are_whole_where_they_are_compiled(self) -> TrainingConfig:
+        if self.compile and self.zero_stage == 3:
+            raise ValueError(
+                "compile needs whole weights, which zero_stage 3 does not keep; set zero_stage to "
+                "2, or compile to false"
             )
         return self
 

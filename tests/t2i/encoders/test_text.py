@@ -37,6 +37,19 @@ def test_states_do_not_depend_on_the_batch_or_the_padding(encoder: TextEncoder) 
         )
 
 
+def test_only_captions_of_one_padded_length_run_together(encoder: TextEncoder) -> None:
+    shapes = []
+    handle = encoder.language_model.register_forward_pre_hook(
+        lambda _model, _args, inputs: shapes.append(tuple(inputs["input_ids"].shape)),
+        with_kwargs=True,
+    )
+    encoded = encoder.encode([CAPTIONS[0], CAPTIONS[2], "", CAPTIONS[0]])
+    handle.remove()
+    num_prefix, longest = len(encoder.prefix_ids), encoded.mask.shape[1]
+    assert sorted(shapes) == [(1, num_prefix + longest), (3, num_prefix + encoder.config.bucket)]
+    assert longest > encoder.config.bucket
+
+
 def test_the_empty_caption_has_one_state(encoder: TextEncoder) -> None:
     assert encoder.encode([""]).mask.sum() == 1
 

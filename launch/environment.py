@@ -1,0 +1,283 @@
+"""What is looked at before a run starts, on every process: one line says what is wrong, and where.
+
+    ranks     the same code, versions and settings everywhere; as many processes per node as planned
+    folder    writable by all processes, one and the same for all of them, room for checkpoints
+    data      the first shard of each dataset can be read from each node
+
+Each process looks for itself, then all of them learn of the problems and stop together. The first
+process names them, the others end silently.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import socket
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import yaml
+
+from data_pipeline.loader_config import LoaderConfig
+from data_pipeline.storage import StorageConfig
+from launch.config import LaunchConfig
+from t2i.config import REPO_FOLDER, ConfigError
+from t2i.training.training_config import TrainingConfig
+
+CODE_FOLDERS = ("t2i", "data_pipeline", "launch")
+BYTES_PER_PARAMETER = 16  # of a checkpoint: weights, EMA and two moments in fp32
+# A file that another machine wrote may be seen late (NFS remembers for a while what is not there).
+SECONDS_UNTIL_SHARED = 30.0
+
+# problems of this process; [] = none
+Check = Callable[[], Sequence[str]]
+
+
+class StartError(ConfigError):
+    """The machines or their settings do not fit the run; the message names rank and node."""
+
+
+def check_own_devices() -> None:
+    """Refuse more processes than GPUs, and GPUs without NCCL; before processes meet.
+
+    Raises:
+        StartError: names the node.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        return
+    num_gpus, local = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", "0"))
+    if local >= num_gpus:
+        raise StartError(
+            f"node {socket.gethostname()} has {num_gpus} GPU(s), but process {local} was started on "
+            f"it; start at most {num_gpus} there (deepspeed --num_gpus, torchrun --nproc-per-node)"
+        )
+    if not torch.distributed.is_nccl_available():
+        raise StartError(
+            f"node {socket.gethostname()} has GPUs, but its torch has no NCCL; install torch for "
+            "CUDA: pip install torch, see pytorch.org"
+        )
+
+
+def check_environment(
+    settings: str,
+    folder: Path,
+    num_parameters: int,
+    training: TrainingConfig,
+    loader: LoaderConfig,
+    storage: StorageConfig,
+    launch: LaunchConfig,
+) -> list[str]:
+    """All checks, called by all processes together; returns warnings.
+
+    Args:
+        settings: YAML of the resolved config, with the stage.
+        folder: of the run; made when it is missing.
+        num_parameters: of the model.
+
+    Raises:
+        StartError: on the first process, with all that is wrong.
+        SystemExit: on the other processes, with code 2.
+    """
+    from torch import distributed as dist
+
+    _stop_if(_unequal(_all_facts(settings)))
+    rank, is_first_of_node = dist.get_rank(), os.environ.get("LOCAL_RANK", "0") == "0"
+    _stop_if(_gathered(lambda: _uneven_batch(training) if rank == 0 else []))
+    token = [uuid.uuid4().hex]
+    dist.broadcast_object_list(token, src=0)
+    problems = _gathered(lambda: write_token(folder, token[0], rank))
+    problems = problems or _gathered(lambda: read_token(folder, token[0]))
+    own = folder / _token_name(token[0], rank)
+    if own.exists():
+        own.unlink()
+    _stop_if(problems)
+    _stop_if(_gathered(lambda: unreadable_data(loader, storage) if is_first_of_node else []))
+    warnings = _gathered(
+        lambda: little_disk(folder, num_parameters, training, launch) if rank == 0 else []
+    )
+    _stop_if(warnings if launch.little_disk == "fail" else [])
+    return warnings
+
+
+def facts_of_this_process(settings: str) -> dict[str, str]:
+    """What has to be the same on all processes."""
+    import torch
+
+    facts = {
+        "the code": code_hash(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "deepspeed": version("deepspeed"),
+        "the number of processes": os.environ["WORLD_SIZE"],
+        "processes per node": _local_size(),
+        "the kind of device": "cuda" if torch.cuda.is_available() else "cpu",
+    }
+    return facts | dict(_flat(yaml.safe_load(settings)))
+
+
+def code_hash() -> str:
+    """The first digits of the SHA-256 of the source files, also when they are not committed."""
+    total = hashlib.sha256()
+    for name in CODE_FOLDERS:
+        for path in sorted((REPO_FOLDER / name).rglob("*.py")):
+            total.update(path.relative_to(REPO_FOLDER).as_posix().encode())
+            total.update(path.read_bytes())
+    return total.hexdigest()[:12]
+
+
+def write_token(folder: Path, token: str, rank: int) -> list[str]:
+    """Write a file of this process into the run folder."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / _token_name(token, rank)).write_text(token)
+    except OSError as error:
+        return [f"{folder} cannot be written ({error}); choose another folder of the stage"]
+    return []
+
+
+def read_token(folder: Path, token: str) -> list[str]:
+    """Look for the file of the first process in the run folder."""
+    path = folder / _token_name(token, 0)
+    end = time.monotonic() + (SECONDS_UNTIL_SHARED if _has_other_nodes() else 0)
+    while not path.is_file() and time.monotonic() < end:
+        time.sleep(0.5)
+    if path.is_file():
+        return []
+    return [
+        f"{folder.absolute()} is not the folder that the first process sees under that name; put "
+        "the run on a file system that all nodes share (NFS, Lustre, FSx)"
+    ]
+
+
+def unreadable_data(loader: LoaderConfig, storage: StorageConfig) -> list[str]:
+    """Open the first manifest of each dataset and of its filter."""
+    from data_pipeline.manifest import StepOutput
+
+    problems = []
+    for dataset in loader.datasets:
+        for address in (dataset.path, *([dataset.kept] if dataset.kept else [])):
+            try:
+                output = StepOutput.open(address, storage)
+                committed = output.committed()
+                if not committed:
+                    raise FileNotFoundError("no finished shards in it")
+                output.manifest(committed[0])
+            # whatever keeps data from being read: no network, no credentials, no such bucket
+            except Exception as error:
+                way_out = (
+                    "give credentials as boto3 finds them (AWS_ACCESS_KEY_ID and "
+                    "AWS_SECRET_ACCESS_KEY, ~/.aws, an instance role) and "
+                    "data_pipeline.storage.endpoint_url"
+                    if address.startswith("s3://")
+                    else "make it (python -m data_pipeline.latents), or put it where all nodes see it"
+                )
+                reason = f"{type(error).__name__}: {error}".splitlines()[0]
+                problems.append(f"{address} cannot be read ({reason}); {way_out}")
+    return problems
+
+
+def little_disk(
+    folder: Path, num_parameters: int, training: TrainingConfig, launch: LaunchConfig
+) -> list[str]:
+    """Compare the free space with what ``keep_checkpoints`` + 1 checkpoints take."""
+    one = BYTES_PER_PARAMETER * num_parameters
+    there = min(len(list(folder.glob("checkpoints/step-*"))), training.keep_checkpoints)
+    needed = float((training.keep_checkpoints + 1 - there) * one)
+    asked_by, way_out = f"checkpoints of {one / 1e9:.1f} GB each", "t2i.training.keep_checkpoints"
+    if launch.min_free_disk_gb is not None:
+        needed, asked_by = launch.min_free_disk_gb * 1e9, "launch.train.min_free_disk_gb"
+        way_out = asked_by
+    free = shutil.disk_usage(folder).free
+    if free >= needed:
+        return []
+    return [
+        f"{folder} has {free / 1e9:.1f} GB free of the {needed / 1e9:.1f} GB that {asked_by} ask for; "
+        f"free some, lower {way_out}, or set launch.train.little_disk to warn"
+    ]
+
+
+def _all_facts(settings: str) -> list[dict[str, str]]:
+    from torch import distributed as dist
+
+    own = {"node": socket.gethostname(), **facts_of_this_process(settings)}
+    facts: list[dict[str, str]] = [{}] * dist.get_world_size()
+    dist.all_gather_object(facts, own)
+    return facts
+
+
+def _unequal(facts: Sequence[Mapping[str, str]]) -> list[str]:
+    """One problem for each fact that differs; the first process is right."""
+    problems = []
+    for name in dict.fromkeys(name for of_rank in facts for name in of_rank if name != "node"):
+        expected = facts[0].get(name, "not set")
+        for rank, of_rank in enumerate(facts):
+            if of_rank.get(name, "not set") != expected:
+                problems.append(
+                    f"rank {rank} ({of_rank['node']}): {name} is {of_rank.get(name, 'not set')}, "
+                    f"but {expected} on rank 0 ({facts[0]['node']}); start all processes with the "
+                    "same command, config and installation"
+                )
+                break
+    return problems
+
+
+def _gathered(check: Check) -> list[str]:
+    """Run a check on every process; the problems of all of them, known to all."""
+    from torch import distributed as dist
+
+    rank = dist.get_rank()
+    own = [f"rank {rank} ({socket.gethostname()}): {problem}" for problem in check()]
+    problems: list[list[str]] = [[]] * dist.get_world_size()
+    dist.all_gather_object(problems, own)
+    return [problem for of_rank in problems for problem in of_rank]
+
+
+def _stop_if(problems: Sequence[str]) -> None:
+    from torch import distributed as dist
+
+    if not problems:
+        return
+    if dist.get_rank() > 0:
+        raise SystemExit(2)
+    others = f" (and {len(problems) - 1} more like it)" if len(problems) > 1 else ""
+    raise StartError(problems[0] + others)
+
+
+def _token_name(token: str, rank: int) -> str:
+    return f".check-{token}-rank{rank}"
+
+
+def _has_other_nodes() -> bool:
+    """Whether other machines take part, whose files may be seen late."""
+    return os.environ["WORLD_SIZE"] != _local_size()
+
+
+def _local_size() -> str:
+    """Processes on this node: torchrun and the deepspeed launcher name it differently."""
+    return os.environ.get("LOCAL_WORLD_SIZE") or os.environ["LOCAL_SIZE"]
+
+
+def _uneven_batch(training: TrainingConfig) -> list[str]:
+    from torch import distributed as dist
+
+    try:
+        training.accumulation(dist.get_world_size())
+    except ValueError as error:
+        return [str(error)]
+    return []
+
+
+def _flat(tree: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """("t2i.training.steps", "200") of each value of a nested mapping."""
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", repr(value)

@@ -1,0 +1,182 @@
+"""Proves the cluster files: under a make-believe SLURM of two nodes a run survives a rank that is killed, is
+queued again after SIGTERM, and ends; what cannot be run here is parsed by those who read it."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import yaml
+
+from data_pipeline.ledger import Outcome, Row
+from data_pipeline.manifest import StepOutput
+from data_pipeline.shards import Sample
+
+REPO = Path(__file__).resolve().parents[2]
+CLUSTER = REPO / "launch" / "cluster"
+STEPS = 200
+CONFIG = """
+data_pipeline:
+  loader: {datasets: [{path: FOLDER/latents}], labels: true, num_workers: 0}
+t2i:
+  models:
+    sit: {num_layers: 2, width: 16, num_heads: 2, num_classes: 3, routes: [[1, 1]]}
+  training: {steps: STEPS, global_batch: 4, micro_batch: 2, log_every: 1, checkpoint_every: 10}
+launch:
+  train: {model: sit, stage1: {folder: FOLDER/run}}
+"""
+# srun starts its command once per node and passes SIGTERM on; its exit code is the highest one.
+SRUN = """#!/usr/bin/env bash
+pids=()
+trap 'stopped=yes; kill -TERM "${pids[@]}"' TERM
+for node in 0 1; do SLURM_NODEID=$node "$@" & pids+=($!); done
+code=0
+for pid in "${pids[@]}"; do
+    wait "$pid"; one=$?
+    if [ -n "${stopped:-}" ] && kill -0 "$pid" 2>/dev/null; then wait "$pid"; one=$?; fi
+    [ "$one" -le "$code" ] || code=$one
+done
+exit "$code"
+"""
+SCONTROL = """#!/usr/bin/env bash
+case $1 in
+    show) printf '127.0.0.1\\n127.0.0.1\\n' ;;
+    requeue) echo "$2" >>"$(dirname "$0")/requeued" ;;
+esac
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """A tiny run on 16 samples of three classes."""
+    output = StepOutput.open(str(tmp_path / "latents"))
+    with output.writer("00000", {"bucket": "string"}) as writer:
+        for number in range(16):
+            buffer, key = io.BytesIO(), f"{number:011d}"
+            np.save(buffer, np.full((8, 4, 4), 0.1 * (number % 3), np.float16))
+            facts = {"captions": ["a circle"] * 4, "label": number % 3}
+            parts = {"npy": buffer.getvalue(), "json": json.dumps(facts).encode()}
+            writer.add(Outcome(Row(key, "ok", columns={"bucket": "32x32"}), Sample(key, parts)))
+        writer.commit()
+    path = tmp_path / "config.yaml"
+    path.write_text(CONFIG.replace("FOLDER", str(tmp_path)).replace("STEPS", str(STEPS)))
+    return path
+
+
+@pytest.fixture
+def sbatch(config: Path) -> Iterator[Callable[[], subprocess.Popen[str]]]:
+    """Start the job script as SLURM would, on two nodes with a process each."""
+    folder = config.parent
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    environment = {
+        **os.environ,
+        "PATH": f"{folder}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(REPO),
+        "OMP_NUM_THREADS": "1",
+        "SLURM_SUBMIT_DIR": str(REPO),
+        "SLURM_JOB_ID": str(os.getpid()),
+        "SLURM_JOB_NODELIST": "node-[0-1]",
+        "SLURM_NNODES": "2",
+        "PROCESSES_PER_NODE": "1",
+    }
+    script = [str(CLUSTER / "slurm.sbatch"), "--stage", "1", "--config", str(config)]
+    jobs: list[subprocess.Popen[str]] = []
+
+    def start() -> subprocess.Popen[str]:
+        log = (folder / "job.log").open("a")
+        jobs.append(
+            subprocess.Popen(["bash", *script], env=environment, stdout=log, stderr=log, text=True)
+        )
+        return jobs[-1]
+
+    yield start
+    for job in jobs:
+        if job.poll() is None:
+            for child in psutil.Process(job.pid).children(recursive=True):
+                child.kill()
+            job.kill()
+
+
+def newest_step(config: Path) -> int:
+    steps = [int(path.name[5:]) for path in config.parent.glob("run/checkpoints/step-????????")]
+    return max(steps, default=0)
+
+
+def wait_for_step(config: Path, step: int, job: subprocess.Popen[str]) -> None:
+    while newest_step(config) < step:
+        assert job.poll() is None, (config.parent / "job.log").read_text()[-5000:]
+        time.sleep(0.05)
+
+
+def descendants(job: subprocess.Popen[str], name: str) -> list[psutil.Process]:
+    children = psutil.Process(job.pid).children(recursive=True)
+    return [child for child in children if any(name in part for part in child.cmdline()[:3])]
+
+
+@pytest.mark.slow
+def test_a_run_survives_a_killed_rank_and_a_stop(
+    config: Path, sbatch: Callable[[], subprocess.Popen[str]]
+) -> None:
+    job = sbatch()
+    wait_for_step(config, 10, job)
+    ranks = descendants(job, "train_t2i.py")
+    assert len(ranks) == 2
+    ranks[0].send_signal(signal.SIGKILL)
+
+    wait_for_step(config, newest_step(config) + 30, job)
+    assert ranks[0].pid not in [rank.pid for rank in descendants(job, "train_t2i.py")]
+    srun = descendants(job, str(config.parent / "srun"))[0]
+    srun.send_signal(signal.SIGTERM)
+    log = config.parent / "job.log"
+    assert job.wait(timeout=120) == 75, log.read_text()[-5000:]
+    assert (config.parent / "requeued").read_text().split() == [str(os.getpid())]
+    assert newest_step(config) < STEPS
+
+    assert sbatch().wait(timeout=120) == 0, log.read_text()[-5000:]
+    assert newest_step(config) == STEPS
+    lines = (config.parent / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, STEPS + 1))
+
+
+def test_the_deepspeed_launcher_reads_the_hostfile() -> None:
+    from deepspeed.launcher.runner import fetch_hostfile
+
+    assert fetch_hostfile(str(CLUSTER / "hostfile")) == {"node-0": 8, "node-1": 8}
+
+
+def test_the_kubernetes_job_fits_together() -> None:
+    service, job = yaml.safe_load_all((CLUSTER / "kubernetes.yaml").read_text())
+    spec = job["spec"]
+    pod = spec["template"]["spec"]
+    (container,) = pod["containers"]
+    environment = {entry["name"]: entry.get("value") for entry in container["env"]}
+    assert (REPO / container["command"][1]).is_file()
+    assert int(environment["NUM_NODES"]) == spec["completions"] == spec["parallelism"]
+    assert int(environment["STOP_SECONDS"]) < pod["terminationGracePeriodSeconds"]
+    name = service["metadata"]["name"]
+    assert pod["subdomain"] == name
+    assert environment["HEAD"].startswith(f"{job['metadata']['name']}-0.{name}:")
+    on_exit_codes = spec["podFailurePolicy"]["rules"][0]["onExitCodes"]
+    assert on_exit_codes["values"] == [75]
+    assert on_exit_codes["containerName"] == container["name"]
+    assert {volume["name"] for volume in pod["volumes"]} == {
+        mount["name"] for mount in container["volumeMounts"]
+    }
+
+
+@pytest.mark.parametrize("name", ["slurm.sbatch", "node.sh"])
+def test_scripts_parse(name: str) -> None:
+    done = subprocess.run(["bash", "-n", str(CLUSTER / name)], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

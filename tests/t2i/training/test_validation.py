@@ -1,0 +1,140 @@
+"""Proves that a run measures and samples the average that its checkpoints hold, at every ZeRO stage and on
+two processes, and that a run which samples stays the same to the bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from t2i.pipeline import TextToImagePipeline
+from t2i.training.averaged import AveragedCopy
+from t2i.training.checkpoint import TENSOR_KINDS, newest_checkpoint
+from t2i.training.moving_objectives import make_objective
+from t2i.training.run import Run
+from t2i.training.trainer import train
+from t2i.training.validation import validation_loss
+from t2i.training.validation_samples import write_samples
+
+HERE = Path(__file__).parent
+REPO = HERE.parents[2]
+SAMPLED = runpy.run_path(str(HERE / "sampled_run.py"))
+TINY = SAMPLED["TINY"]
+
+
+def saved(run: Path, kind: str) -> dict[str, torch.Tensor]:
+    checkpoint = newest_checkpoint(run / "checkpoints")
+    assert checkpoint is not None
+    return load_file(checkpoint.path / f"{kind}.safetensors")
+
+
+def assert_same_bits(one: Path, other: Path) -> None:
+    for kind in TENSOR_KINDS:
+        left, right = saved(one, kind), saved(other, kind)
+        assert left.keys() == right.keys()
+        assert all(torch.equal(tensor, right[name]) for name, tensor in left.items())
+
+
+def validations(run: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if "validation_loss" in line]
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path)).astype(int)
+
+
+def make_run(folder: Path, zero: int, precision: str, kind: str, every: int = 0) -> Run:
+    run: Run = SAMPLED["make_sampled_run"](folder, 3, zero, precision, kind, every)
+    return run
+
+
+@pytest.mark.parametrize("kind", ["tr_dit", "sit"])
+@pytest.mark.parametrize("zero", [1, 2, 3])
+def test_losses_are_those_of_the_saved_weights_and_of_their_average(
+    kind: str, zero: int, tmp_path: Path, process_group: None
+) -> None:
+    run = make_run(tmp_path, zero, "fp32", kind)
+    assert train(run)
+    (line,) = validations(tmp_path)
+    for weights, field in (("weights", "validation"), ("ema", "ema_validation")):
+        backbone = TINY["make_backbone"](kind)
+        objective = make_objective(run.config, backbone, run.device, {})
+        backbone.model.load_state_dict(saved(tmp_path, weights))
+        loss, by_time = validation_loss(
+            backbone.network, objective, backbone.conditioner, run.validation, run.device
+        )
+        assert line[f"{field}_loss"] == pytest.approx(loss, rel=1e-5)
+        assert line[f"{field}_by_time"] == pytest.approx(by_time, rel=1e-5)
+    assert line["validation_loss"] != line["ema_validation_loss"]
+
+
+@pytest.mark.parametrize("kind", ["tr_dit", "sit"])
+def test_a_run_that_samples_is_the_same_to_the_bit(
+    kind: str, tmp_path: Path, process_group: None
+) -> None:
+    for name, every in (("silent", 0), ("sampled", 1)):
+        assert train(make_run(tmp_path / name, 2, "bf16", kind, every))
+    assert_same_bits(tmp_path / "silent", tmp_path / "sampled")
+    steps = sorted((tmp_path / "sampled" / "samples").iterdir())
+    assert [step.name for step in steps] == [f"step-0000000{number}" for number in (1, 2, 3)]
+    sheets = [pixels(step / "contact_sheet.png") for step in steps]
+    assert sheets[0].shape == (3 * 32 + 14, 3 * 32, 3), "a row per prompt, a column per method"
+    assert (sheets[0] != sheets[2]).any(), "later steps have learned"
+    for method in ("none", "cfg", "sg"):
+        assert (steps[0] / f"{method}.png").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_sample_the_sharded_average(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
+    launcher = str(Path(sys.executable).with_name("deepspeed"))
+    options = ["--num_gpus", "2", "--master_port", str(20_000 + os.getpid() % 20_000)]
+    plans = ("silent:2:3:fp32:tr_dit:0", "sampled:2:3:fp32:tr_dit:1")
+    script = str(HERE / "sampled_run.py")
+    command = [sys.executable, launcher, *options, script, str(tmp_path), *plans]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert_same_bits(tmp_path / "silent", tmp_path / "sampled")
+
+    samples = SAMPLED["make_samples"]("tr_dit")
+    backbone = TINY["make_backbone"]("tr_dit")
+    backbone.model.load_state_dict(saved(tmp_path / "sampled", "ema"))
+    pipeline = TextToImagePipeline(backbone.model, samples.vae, samples.text_encoder)
+    drawn = {
+        name: pipeline(
+            samples.prompts,
+            seeds=[0, 1, 2],
+            guidance=guidance,
+            num_inference_steps=2,
+            height=32,
+            width=32,
+        ).images
+        for name, guidance in samples.methods.items()
+    }
+    sheet = pixels(write_samples(samples, drawn, tmp_path / "alone"))
+    of_run = pixels(tmp_path / "sampled" / "samples" / "step-00000002" / "contact_sheet.png")
+    assert np.abs(sheet - of_run).max() <= 2  # rounding to 8 bits
+
+
+def test_the_copy_holds_no_memory_outside_its_context(process_group: None) -> None:
+    backbone = TINY["make_backbone"]("tr_dit")
+    average = AveragedCopy(backbone)
+    names = [name for name, _ in backbone.model.named_parameters()]
+    weights = [(name, p.detach()) for name, p in backbone.model.named_parameters()]
+    assert [name for name, _ in average.model.named_parameters()] == names
+    assert all(parameter.is_meta for parameter in average.network.parameters())
+    with average.filled(weights, torch.bfloat16, torch.device("cpu")):
+        assert {p.dtype for p in average.network.parameters()} == {torch.bfloat16}
+        assert not any(p.is_meta or p.requires_grad for p in average.network.parameters())
+    assert all(parameter.is_meta for parameter in average.network.parameters())
