@@ -59,7 +59,7 @@ class TrainingState:
     ema_updates: int
     skipped: int
     objective: Mapping[str, float | None] = field(default_factory=dict)
-    gradient_norms: Sequence[float] = ()
+    gradient_norms: Sequence[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
