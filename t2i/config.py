@@ -49,6 +49,7 @@ SECTIONS = (
     "t2i.export",
     "t2i.benchmark",
     "launch.train",
+    "launch.plan",
     "launch.report",
 )
 
