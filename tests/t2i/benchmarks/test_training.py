@@ -34,7 +34,7 @@ TINY = (
 def train(folder: Path, processes: int, *overrides: str) -> subprocess.CompletedProcess[str]:
     """Run the command; torchrun gives the processes their places."""
     settings = [f"--set={item}" for item in (*TINY, f"t2i.benchmark.output={folder}", *overrides)]
-    launcher = ["torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", "0"]
+    launcher = ["torch.distributed.run", "--nproc-per-node", str(processes), "--standalone"]
     launcher = ["-m", *launcher] if processes > 1 else []
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     inherited = {name: value for name, value in os.environ.items() if name not in names}

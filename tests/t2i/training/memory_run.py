@@ -2,7 +2,7 @@
 
     torchrun --nproc-per-node 2 tests/t2i/training/memory_run.py FOLDER ZERO:PRECISION...
 
-Rank r writes FOLDER/r.json: for each case the bytes held between steps, and the highest sum of bytes
+Rank r writes FOLDER/r.json: the sizes of the run, and for each case the bytes held between steps, and the highest sum of bytes
 during a step, in tensors that the engine, its EMA, the network or autograd have made since the start.
 """
 
@@ -128,5 +128,11 @@ if __name__ == "__main__":
         stage, precision = case.split(":")
         results[case] = measure(int(stage), precision)
     path = Path(sys.argv[1]) / f"{torch.distributed.get_rank()}.json"
-    path.write_text(json.dumps(results))
+    sizes = {
+        "micro_batch": MICRO_BATCH,
+        "num_tokens": (LATENT_SIDE // MODEL.patch_size) ** 2,
+        "text_tokens": TEXT_TOKENS,
+        "gamma": GAMMA,
+    }
+    path.write_text(json.dumps({"model": MODEL.model_dump(), "sizes": sizes, "cases": results}))
     stop_processes()
