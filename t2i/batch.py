@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 DROPPED = -1  # in the place of a label; networks are given their own null class for it
@@ -34,6 +35,13 @@ class TrainingBatch:
     sample_ids: Tensor
     step: int
     labels: Tensor | None = None
+
+    def to(self, device: torch.device) -> TrainingBatch:
+        """The same batch with its tensors on ``device``, except for the labels."""
+        moments = self.moments.to(device, non_blocking=True)
+        return replace(
+            self, moments=moments, sample_ids=self.sample_ids.to(device, non_blocking=True)
+        )
 
     def pin_memory(self) -> TrainingBatch:
         """The same batch in page-locked memory; `torch.utils.data.DataLoader` calls this."""

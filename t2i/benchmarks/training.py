@@ -66,12 +66,18 @@ def make_subject(
     """Model with random weights under DeepSpeed, random latents; on every process of the group.
 
     Raises:
-        ValueError: an objective other than flow matching, or another device than the engine's.
+        ValueError: an objective other than flow matching with fixed draws, or another device than
+            the engine's.
     """
     if not isinstance(training.objective, FlowMatchingConfig):
         raise ValueError(
             f"t2i.training.objective {training.objective.name}: `train` measures flow_matching; "
             "add --set t2i.training.objective='{name: flow_matching}'"
+        )
+    if model_config.scale_input or training.routing_draw != "fixed":
+        raise ValueError(
+            "`train` measures flow matching with fixed draws: set t2i.models.tr_dit.scale_input to "
+            "false and t2i.training.routing_draw to fixed"
         )
     if torch.device(settings.device).type != device.type:
         raise ValueError(

@@ -1,10 +1,13 @@
-"""Routes of a model in its config, and how many tokens run them; free of torch."""
+"""Routes of a model, kinds of routing draws, how many tokens run a route; free of torch."""
 
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 Routes = tuple[tuple[int, int], ...]
+# How samples draw the tokens that they keep, see `t2i.models.routing.draw_keep`.
+RoutingDraw = Literal["fixed", "bernoulli"]
 
 
 def resolve_routes(routes: Routes, num_layers: int) -> Routes:
@@ -41,3 +44,8 @@ def num_kept(num_tokens: int, gamma: float) -> int:
         raise ValueError(f"gamma must be in [0, 1), got {gamma}; 0 is dense, 0.5 skips half")
     # the rounding undoes products such as 0.29 * 100 = 28.999999999999996
     return num_tokens - math.floor(round(gamma * num_tokens, 6))
+
+
+def first_routed(routes: Routes, num_layers: int) -> int:
+    """The first layer that tokens can skip; `num_layers` when there are no (resolved) routes."""
+    return routes[0][0] if routes else num_layers

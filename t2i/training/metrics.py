@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import resource
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,44 @@ def mean_losses(sums_2T: Tensor) -> tuple[float, list[float | None]]:
     sums, counts = sums_2T.tolist()
     by_bin = [s / c if c else None for s, c in zip(sums, counts, strict=True)]
     return sum(sums) / max(sum(counts), 1.0), by_bin
+
+
+class Window:
+    """What has happened since the last line of metrics, on this process."""
+
+    def __init__(self) -> None:
+        self.started = time.monotonic()
+        self.steps = 0
+        self.sums_2T = torch.zeros(2, NUM_TIME_BINS, dtype=torch.float64)
+        self.gradient_norm: float | None = None
+        self.seconds = {"data": 0.0, "text": 0.0}
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Count the host's time in the block as spent on ``part``."""
+        started = time.monotonic()
+        yield
+        self.seconds[part] += time.monotonic() - started
+
+    def fields(self, global_batch: int) -> dict[str, Any]:
+        """What a line of metrics says of the window."""
+        seconds = time.monotonic() - self.started
+        loss, by_time = mean_losses(self.sums_2T)
+        return {
+            "loss": loss,
+            "loss_by_time": by_time,
+            "gradient_norm": self.gradient_norm,
+            "images_per_second": self.steps * global_batch / seconds,
+            **{f"{part}_share": spent / seconds for part, spent in self.seconds.items()},
+        }
+
+
+def memory_gb(device: torch.device) -> float:
+    """Peak memory of this process so far: of the GPU, or resident on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kilobytes * 1024 / 1e9
 
 
 def drop_lines_after(path: Path, step: int) -> None:

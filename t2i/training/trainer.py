@@ -8,14 +8,9 @@ saved beside it. So the same call goes on where the last one stopped.
 from __future__ import annotations
 
 import json
-import resource
-import shutil
 import signal
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -24,15 +19,14 @@ from torch import distributed as dist
 from t2i.batch import TrainingBatch
 from t2i.console import Progress, get_logger, progress
 from t2i.models.storage import load_weights
-from t2i.training import checkpoint
 from t2i.training.checkpoint import TrainingState
 from t2i.training.ema import EMA
 from t2i.training.engine import MOMENTS, Engine
-from t2i.training.metrics import NUM_TIME_BINS, LossSums, Reporter, mean_losses
+from t2i.training.metrics import NUM_TIME_BINS, LossSums, Reporter, Window, memory_gb
 from t2i.training.moving_objectives import make_objective
 from t2i.training.run import Run, Start
-
-VALIDATION_TIMES = tuple((i + 0.5) / 8 for i in range(8))
+from t2i.training.saving import Saver
+from t2i.training.validation import validate
 
 logger = get_logger("train")
 
@@ -49,24 +43,6 @@ def train(run: Run) -> bool:
     return Trainer(run).run_to_end()
 
 
-class Window:
-    """What has happened since the last line of metrics, on this process."""
-
-    def __init__(self) -> None:
-        self.started = time.monotonic()
-        self.steps = 0
-        self.sums_2T = torch.zeros(2, NUM_TIME_BINS, dtype=torch.float64)
-        self.gradient_norm: float | None = None
-        self.seconds = {"data": 0.0, "text": 0.0}
-
-    @contextmanager
-    def timed(self, part: str) -> Iterator[None]:
-        """Count the host's time in the block as spent on ``part``."""
-        started = time.monotonic()
-        yield
-        self.seconds[part] += time.monotonic() - started
-
-
 class Trainer:
     """One process of a run."""
 
@@ -75,9 +51,14 @@ class Trainer:
         self.run, self.config = run, run.config
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.accumulation = run.config.accumulation(self.world_size)
-        self.checkpoints = run.folder / "checkpoints"
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
         self._load(run.start)
+        self.saver = Saver(
+            run.folder / "checkpoints",
+            self.engine,
+            self.ema,
+            run.settings,
+            run.config.keep_checkpoints,
+        )
         self.stop_wanted = False  # by a signal to this process
         self.stop_agreed = False  # by all processes, after the same step
         self.skipped_in_a_row = 0
@@ -120,7 +101,6 @@ class Trainer:
             return
         settings_file = self.run.folder / "config.yaml"
         settings_file.write_text(self.run.settings)
-        checkpoint.remove_leftovers(self.checkpoints)
         self.reporter = Reporter(
             self.run.folder, self.step, self.config.wandb, self.run.name, self.config.model_dump()
         )
@@ -160,7 +140,7 @@ class Trainer:
                     break
                 window = Window() if logging else window
         if last_saved < self.step:
-            raise OSError(f"{self.checkpoints}: the last checkpoint could not be written")
+            raise OSError(f"{self.saver.folder}: the last checkpoint could not be written")
         return self.step >= self.config.steps
 
     def _is_due(self, every: int) -> bool:
@@ -176,7 +156,7 @@ class Trainer:
             with window.timed("data"):
                 batch = next(batches)
             assert batch.step == self.step, f"batch of step {batch.step} at step {self.step}"
-            batch = self._to_device(batch)
+            batch = batch.to(self.run.device)
             with window.timed("text"):
                 condition = self.run.backbone.conditioner.given(batch)
             losses = self.objective.training_loss(self.engine.network, batch, condition)
@@ -219,40 +199,26 @@ class Trainer:
                 f"at the samples in {file}, or go on from a checkpoint with a lower learning_rate"
             )
 
-    def _to_device(self, batch: TrainingBatch) -> TrainingBatch:
-        device = self.run.device
-        return replace(
-            batch,
-            moments=batch.moments.to(device, non_blocking=True),
-            sample_ids=batch.sample_ids.to(device, non_blocking=True),
-        )
-
     # Log
 
     def _log(self, window: Window, bar: Progress | None) -> None:
         """On rank 0: write a line of metrics and move the progress line on."""
         if self.reporter is None or bar is None:
             return
-        seconds = time.monotonic() - window.started
-        loss, by_time = mean_losses(window.sums_2T)
-        rate = window.steps * self.config.global_batch / seconds
+        fields = window.fields(self.config.global_batch)
         self.reporter.write(
             {
                 "step": self.step,
-                "loss": loss,
-                "loss_by_time": by_time,
-                "gradient_norm": window.gradient_norm,
+                **fields,
                 "learning_rate": self.config.learning_rate_at(self.step - 1),
-                "images_per_second": rate,
-                "data_share": window.seconds["data"] / seconds,
-                "text_share": window.seconds["text"] / seconds,
                 "samples_seen": self.step * self.config.global_batch,
                 "skipped": self.skipped,
-                "memory_gb": _memory_gb(self.run.device),
+                "memory_gb": memory_gb(self.run.device),
                 **self.objective.state,
             }
         )
-        bar.update(window.steps, {"loss": loss, "images/s": rate})
+        shown = {"loss": fields["loss"], "images/s": fields["images_per_second"]}
+        bar.update(window.steps, shown)
 
     def _progress(self) -> AbstractContextManager[Progress | None]:
         if self.rank == 0:
@@ -260,22 +226,16 @@ class Trainer:
         return nullcontext()
 
     def _validate(self) -> None:
-        """Dense loss of the raw weights at eight times on the held-out batches."""
+        """Measure and report the validation loss, if there is anything to measure it on."""
         if not self.run.validation:
             return
-        self.engine.network.eval()
-        sums = LossSums(self.run.device)
-        for batch in self.run.validation:
-            batch = self._to_device(batch)
-            condition = self.run.backbone.conditioner.given(batch)
-            for timestep in VALIDATION_TIMES:
-                losses = self.objective.validation_loss(
-                    self.engine.network, batch, condition, timestep
-                )
-                sums.add(losses.loss_B, losses.timestep_B)
-        self.engine.network.train()
-        dist.all_reduce(sums.sums_2T)
-        loss, by_time = mean_losses(sums.sums_2T)
+        loss, by_time = validate(
+            self.engine,
+            self.objective,
+            self.run.backbone.conditioner,
+            self.run.validation,
+            self.run.device,
+        )
         self.objective.end_validation(loss)
         if self.reporter is not None:
             self.reporter.write(
@@ -283,69 +243,15 @@ class Trainer:
             )
             logger.info("%s: step %d, validation loss %.4f", self.run.name, self.step, loss)
 
-    # Save
-
     def _save(self) -> bool:
-        """Write a checkpoint; False, with a logged reason, when the disk refused."""
-        temporary = checkpoint.temporary_folder(self.checkpoints, self.step)
-        if self.rank == 0:
-            temporary.mkdir(parents=True, exist_ok=True)
-        dist.barrier()
-        problem = self._agree_on_problem(self._write_tensors, temporary)
-        if problem is None:
-            problem = self._agree_on_problem(self._commit, temporary)
-        if problem is not None and self.rank == 0:
-            logger.error("checkpoint of step %d not written: %s", self.step, problem)
-            shutil.rmtree(temporary, ignore_errors=True)
-        dist.barrier()
-        return problem is None
-
-    def _write_tensors(self, temporary: Path) -> None:
-        """Every rank joins in gathering each kind of tensor; one rank keeps and writes it."""
-        partitions = {
-            "weights": self.engine.masters,
-            "ema": self.ema.averages,
-            **{kind: self.engine.moments(kind) for kind in MOMENTS},
-        }
-        assert set(partitions) == set(checkpoint.TENSOR_KINDS)
-        mine: dict[str, dict[str, Tensor]] = {}
-        for number, (kind, flats) in enumerate(partitions.items()):
-            is_mine = number % self.world_size == self.rank
-            gathered = {n: t.cpu() for n, t in self.engine.gather(flats) if is_mine}
-            if is_mine:
-                mine[kind] = gathered
-        for kind, tensors in mine.items():
-            checkpoint.write_tensors(temporary, kind, tensors)
-
-    def _commit(self, temporary: Path) -> None:
-        if self.rank == 0:
-            state = TrainingState(
-                self.step,
-                self.engine.optimizer_steps,
-                self.ema.updates,
-                self.skipped,
-                self.objective.state,
-            )
-            checkpoint.commit(temporary, state, self.run.settings, self.config.keep_checkpoints)
-
-    def _agree_on_problem(self, action: Callable[[Path], None], folder: Path) -> str | None:
-        """Run ``action`` on every rank; the first OS error of any rank, known to all, or None."""
-        problem = None
-        try:
-            action(folder)
-        except OSError as error:
-            problem = str(error)
-        problems: list[str | None] = [None] * self.world_size
-        dist.all_gather_object(problems, problem)
-        return next((text for text in problems if text is not None), None)
+        state = TrainingState(
+            self.step,
+            self.engine.optimizer_steps,
+            self.ema.updates,
+            self.skipped,
+            self.objective.state,
+        )
+        return self.saver.save(state)
 
     def _request_stop(self, *_: object) -> None:
         self.stop_wanted = True
-
-
-def _memory_gb(device: torch.device) -> float:
-    """Peak memory of this process so far: of the GPU, or resident on the CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e9
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return kilobytes * 1024 / 1e9
