@@ -50,6 +50,7 @@ SECTIONS = (
     "t2i.export",
     "t2i.benchmark",
     "launch.train",
+    "launch.plan",
     "launch.report",
 )
 

@@ -21,6 +21,7 @@ COMMANDS = (
     "recaption.cli",
     "recaption.gallery",
     "launch.train_t2i",
+    "launch.plan",
     "launch.report",
     "t2i.sample",
     "t2i.export",

@@ -39,7 +39,8 @@ LAYERS = (
     ),
     ("data_pipeline.storage",),
     ("t2i.sample", "t2i.evaluate", "t2i.benchmark", "t2i.export"),
-    ("t2i.benchmark_config",),
+    ("t2i.benchmarks.inference", "t2i.benchmarks.training"),
+    ("t2i.benchmarks",),
     ("t2i.evaluation", "t2i.training"),
     ("t2i.pipeline", "t2i.class_pipeline"),
     ("t2i.image_pipeline",),
@@ -50,7 +51,7 @@ LAYERS = (
     ("t2i.batch",),
     ("t2i.flow", "t2i.shapes"),
     ("t2i.rng",),
-    ("t2i.console",),
+    ("t2i.console", "t2i.hardware"),
     ("t2i.config",),
 )
 NEVER_EACH_OTHER = (("t2i.evaluation", "t2i.training"),)

@@ -90,20 +90,18 @@ class Engine:
         deepspeed = _import_deepspeed()
         self._refuses, self._was_refused = refuses, False
         self.parameters = dict(model.named_parameters())
-        on_cuda = next(model.parameters()).is_cuda or torch.cuda.is_available()
         optimizer = _RefusingAdamW(
             network.parameters(),
             lr=config.learning_rate,
             betas=config.betas,
             weight_decay=config.weight_decay,
-            fused=on_cuda,
+            fused=True,  # on a CPU too: an eighth of the time
         )
         exact = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
         self.network, self._optimizer, _, _ = deepspeed.initialize(
             model=network, optimizer=optimizer, config=deepspeed_config(config, world_size)
         )
         self._adamw = optimizer
-        self._fused = on_cuda
         optimizer.is_refused = self._is_refused
         self._start_moments()
         self.scatter(self.masters, exact)
@@ -190,9 +188,8 @@ class Engine:
 
     def _start_moments(self) -> None:
         for master in self.masters:
-            step_device = master.device if self._fused else "cpu"
             self._adamw.state[master] = {
-                "step": torch.zeros((), dtype=torch.float32, device=step_device),
+                "step": torch.zeros((), dtype=torch.float32, device=master.device),
                 **{kind: torch.zeros_like(master) for kind in MOMENTS},
             }
 

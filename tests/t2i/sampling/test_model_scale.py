@@ -12,7 +12,8 @@ from torch import Tensor
 from t2i.encoders.text import TextStates
 from t2i.guidance.branches import Condition, Evaluation, evaluations
 from t2i.guidance.methods import METHODS, make_guidance
-from t2i.models.routing import draw_keep_ids, num_kept
+from t2i.models.routes import num_kept
+from t2i.models.routing import draw_keep_ids
 from t2i.models.sit import SiT
 from t2i.models.sit_config import SiTConfig
 from t2i.models.tr_dit import TRDiT

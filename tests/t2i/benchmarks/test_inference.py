@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from t2i.benchmark import Config, Subject, forward_cases, main, sample_cases
+from t2i.benchmark import Config, main
+from t2i.benchmarks.inference import Subject, forward_cases, sample_cases
 from t2i.config import DEFAULT_CONFIG, load_config
 
 TINY = (
@@ -25,7 +26,8 @@ BF16 = "t2i.benchmark.dtype=bfloat16"
 
 
 def subject(*overrides: str) -> Subject:
-    return Subject(load_config(DEFAULT_CONFIG, [*TINY, *overrides], Config))
+    config = load_config(DEFAULT_CONFIG, [*TINY, *overrides], Config)
+    return Subject(config.model, config.vae, config.benchmark)
 
 
 @torch.no_grad()

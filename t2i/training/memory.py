@@ -1,0 +1,105 @@
+"""Bytes that one process of a training run needs, by formula. Free of torch.
+
+What DeepSpeed 0.19 allocates with the settings of `t2i.training.engine.deepspeed_config`, for N
+parameters and P processes. The test beside it measures the same in real processes.
+
+    weights       bf16 or fp32: N in ZeRO 1 and 2, N / P in ZeRO 3 (small ones whole)
+    AdamW, EMA    fp32: masters, two moments, average: 16 bytes x N / P
+    gradients     fp32: N in ZeRO 1 (in bf16 runs another N in bf16), N / P in ZeRO 2 and 3
+    bucket        500 M elements, where gradients are reduced; none in ZeRO 1 with bf16
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+FP32 = 4
+# DeepSpeed's defaults, in elements: gradients that are reduced together; parameters below which
+# ZeRO 3 keeps them whole; how many it leaves whole because they are needed again soon; how many it
+# fetches ahead.
+BUCKET = 500_000_000
+PERSISTENT_BELOW = 100_000
+MOST_LIVE = 1_000_000_000
+FETCHED_AHEAD = 50_000_000
+# masters, two moments, EMA
+NUM_FP32_STATES = 4
+
+
+@dataclass(frozen=True)
+class StateBytes:
+    """Of one process.
+
+    Attributes:
+        weights: that the network computes with.
+        optimizer: fp32 masters and both moments.
+        ema: fp32.
+        gradients: accumulated, fp32; the most that there is in a step.
+        gradients_held: those of them that are there between steps, too.
+        bucket: where gradients are gathered to be reduced.
+        bucket_held: whether it is there between steps, too.
+        live: ZeRO 3: weights that are whole while the network computes, and those fetched ahead.
+        gradient_copy: this process's share, flat, as the optimizer takes it.
+    """
+
+    weights: int
+    optimizer: int
+    ema: int
+    gradients: int
+    gradients_held: int
+    bucket: int
+    bucket_held: bool
+    live: int
+    gradient_copy: int
+
+    @property
+    def held(self) -> int:
+        """Between two steps."""
+        bucket = self.bucket if self.bucket_held else 0
+        return self.weights + self.optimizer + self.ema + self.gradients_held + bucket
+
+    def peak(self, activations: int) -> int:
+        """The most in a step: as a backward pass begins, or when the optimizer copies gradients."""
+        always = self.weights + self.optimizer + self.ema + self.gradients
+        always += self.bucket if self.bucket_held else 0
+        bucket = 0 if self.bucket_held else self.bucket
+        return always + max(bucket + self.live + activations, self.gradient_copy)
+
+
+def state_bytes(
+    sizes: Sequence[int],
+    zero_stage: Literal[1, 2, 3],
+    precision: Literal["bf16", "fp32"],
+    world_size: int,
+) -> StateBytes:
+    """What does not depend on the batch.
+
+    Args:
+        sizes: elements of each parameter of the network.
+    """
+    element = 2 if precision == "bf16" else FP32
+    total = sum(sizes)
+    share = -(-total // world_size)
+    bucket = BUCKET * element
+    weights, live, gradients, held = total * element, 0, share * FP32, 0
+    if zero_stage == 1 and precision == "bf16":
+        # BF16_Optimizer: whole gradients in fp32, always there, and in bf16 until they are added
+        gradients, held, bucket = total * (FP32 + element), total * FP32, 0
+    elif zero_stage == 1:
+        gradients = total * FP32
+    elif zero_stage == 3:
+        whole = sum(size for size in sizes if size < PERSISTENT_BELOW)
+        weights, held = (share + whole) * element, gradients
+        live = sum(min(total - whole, most) for most in (MOST_LIVE, FETCHED_AHEAD)) * element
+    return StateBytes(
+        weights=weights,
+        optimizer=(NUM_FP32_STATES - 1) * FP32 * share,
+        ema=FP32 * share,
+        gradients=gradients,
+        gradients_held=held,
+        bucket=bucket,
+        bucket_held=zero_stage == 3,
+        live=live,
+        gradient_copy=0 if zero_stage == 1 and precision == "bf16" else share * FP32,
+    )
