@@ -68,6 +68,9 @@ class Storage(Protocol):
     def list(self, prefix: str = "") -> list[str]:
         """Sorted keys that start with ``prefix`` (of any depth)."""
 
+    def versions(self, prefix: str = "") -> dict[str, str]:
+        """The same keys, each with a text that differs when the content was replaced."""
+
     def exists(self, key: str) -> bool: ...
 
     def size(self, key: str) -> int:
@@ -150,6 +153,10 @@ class LocalStorage:
             folders[:] = [name for name in folders if name != SCRATCH]
             keys += [(Path(folder) / name).relative_to(root).as_posix() for name in files]
         return sorted(key for key in keys if key.startswith(prefix))
+
+    def versions(self, prefix: str = "") -> dict[str, str]:
+        stats = {key: (self.folder / key).stat() for key in self.list(prefix)}
+        return {key: f"{stat.st_size}-{stat.st_mtime_ns}" for key, stat in stats.items()}
 
     def exists(self, key: str) -> bool:
         return (self.folder / key).is_file()
@@ -237,11 +244,17 @@ class S3Storage:
         raise OSError(f"{self.url}/{key}: writers kept colliding; try again")
 
     def list(self, prefix: str = "") -> list[str]:
+        return sorted(self.versions(prefix))
+
+    def versions(self, prefix: str = "") -> dict[str, str]:
         pages = self._client.get_paginator("list_objects_v2").paginate(
             Bucket=self.bucket, Prefix=self.prefix + prefix
         )
         entries = (entry for page in pages for entry in page.get("Contents", ()))
-        return sorted(entry["Key"].removeprefix(self.prefix) for entry in entries)
+        return {
+            entry["Key"].removeprefix(self.prefix): f"{entry['Size']}-{entry['ETag']}"
+            for entry in entries
+        }
 
     def exists(self, key: str) -> bool:
         try:

@@ -27,6 +27,7 @@ class TrainingBatch:
         step: in [0, 2**32).
         labels: (B,) int64 classes, `DROPPED` = dropped, together with the caption; None = the data
             are read without labels.
+        num_replaced: how many of the samples stand in for others that could not be read.
     """
 
     moments: Tensor
@@ -35,6 +36,7 @@ class TrainingBatch:
     sample_ids: Tensor
     step: int
     labels: Tensor | None = None
+    num_replaced: int = 0
 
     def to(self, device: torch.device) -> TrainingBatch:
         """The same batch with its tensors on ``device``, except for the labels."""

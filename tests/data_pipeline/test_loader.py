@@ -299,7 +299,7 @@ def test_only_so_many_shards_stay_open(tmp_path: Path, write_latents: Writer) ->
     data = LatentBatches(configure(url), 5, Share(4, 0, 1, 4), StorageConfig())
     for number in range(30):
         data[number]
-    assert len(data.shards) == 4
+    assert len(data.reader.shards) == 4
 
 
 def test_the_description_tells_samples_buckets_and_steps(latents: str) -> None:
