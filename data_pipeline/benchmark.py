@@ -123,9 +123,17 @@ def loader_batches(config: DataBenchmarkConfig) -> Iterator[Any]:
             "prefetch": config.prefetch,
         }
     )
-    size = config.batch_size
-    sizes = {"global_batch": size, "micro_batch": size}
-    return iter(make_loader(loader, seed=0, rank=0, world_size=1, start_step=0, **sizes))
+    return iter(
+        make_loader(
+            loader,
+            seed=0,
+            rank=0,
+            world_size=1,
+            global_batch=config.batch_size,
+            micro_batch=config.batch_size,
+            start_step=0,
+        )
+    )
 
 
 def webdataset_batches(
@@ -260,7 +268,7 @@ def write(what: str, rows: Sequence[Row], config: DataBenchmarkConfig) -> None:
 
     facts = {
         "what": what,
-        **environment(BenchmarkConfig(device="cpu")),
+        **environment(BenchmarkConfig.model_validate({})),
         "cpus": os.cpu_count(),
         "webdataset": webdataset.__version__,
     }

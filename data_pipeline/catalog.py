@@ -93,7 +93,8 @@ class LatentsCatalog:
             ValueError: the ledger knows no buckets.
         """
         shard_id = self.manifests[shard].id
-        rows = self.latents.rows(shard_id)
+        keys = [] if self.kept is None else ["key"]
+        rows = self.latents.rows(shard_id, ["status", "bucket", *keys])
         if "bucket" not in rows.column_names:
             raise ValueError(
                 f"{self.latents.url}: the ledger of shard {shard_id} has no column bucket; make "
@@ -103,7 +104,7 @@ class LatentsCatalog:
         numbers = self.before[shard] + np.arange(len(rows))
         wanted = (numbers >= self.part.start) & (numbers < self.part.stop)
         if self.kept is not None:
-            kept = self.kept.rows(shard_id)
+            kept = self.kept.rows(shard_id, ["key", "status"])
             kept_keys = kept.filter(pc.equal(kept["status"], "ok"))["key"].combine_chunks()
             wanted &= pc.is_in(rows["key"], value_set=kept_keys).to_numpy()
         return {
@@ -152,12 +153,11 @@ def open_latents(
     manifests = read_manifests(latents, storage)
     if not manifests:
         raise FileNotFoundError(
-            f"data_pipeline.loader.datasets: {latents.url} has no finished shards; "
-            "run python -m data_pipeline.latents first"
+            f"data_pipeline.loader.datasets: {latents.url} has no finished shards and "
+            "no plain tars; run python -m data_pipeline.latents first"
         )
     before = np.cumsum([0, *(manifest.num_ok for manifest in manifests)])
-    head = min(loader.held_out, int(before[-1]))
-    part = range(head) if loader.part == "held_out" else range(head, int(before[-1]))
+    part = part_of(loader, int(before[-1]))
     kept, kept_manifests = None, []
     if dataset.kept is not None and loader.part == "training":
         kept = StepOutput.open(dataset.kept, storage)
@@ -167,6 +167,12 @@ def open_latents(
     return LatentsCatalog(
         latents, kept, manifests, kept_manifests, before[:-1].tolist(), part, storage
     )
+
+
+def part_of(loader: LoaderConfig, num_samples: int) -> range:
+    """Which samples of a dataset take part."""
+    head = min(loader.held_out, num_samples)
+    return range(head) if loader.part == "held_out" else range(head, num_samples)
 
 
 def read_manifests(output: StepOutput, config: StorageConfig) -> list[ShardManifest]:

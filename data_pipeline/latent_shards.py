@@ -71,6 +71,11 @@ class LatentShard:
             self._fill_moments(sample, self._npz(sample), moments)
         else:
             self._read_moments(sample, moments)
+        return self.facts(bucket, member)
+
+    def facts(self, bucket: str, member: int) -> LatentSample:
+        """All but the moments of one of the bucket's samples. Raises `BadShardError`."""
+        sample = int(self.members[bucket][member])
         data = self._part(sample, self.facts_part)
         try:
             return LatentSample(self.index.keys[sample], *parse_facts(data, self.facts_part))
@@ -130,7 +135,8 @@ class LatentShard:
         """Read a part and the tar header before it, which must name the part, into the buffers."""
         offset, _ = self.index.span(sample, extension)
         size = len(head) + sum(buffer.nbytes for buffer in rest)
-        count = os.preadv(self.file.fileno(), [head, *rest], offset - BLOCK)
+        buffers = [memoryview(head), *(buffer.data for buffer in rest)]
+        count = os.preadv(self.file.fileno(), buffers, offset - BLOCK)
         name = self._name(sample, extension)
         if count < size or not _is_header_of(head, name):
             raise BadShardError(

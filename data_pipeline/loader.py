@@ -81,7 +81,7 @@ def make_loader(
     )
 
 
-class LatentLoader(DataLoader[TrainingBatch]):
+class LatentLoader(DataLoader[tuple[TrainingBatch, list[BadShard]]]):
     """A DataLoader that keeps account of bad shards and always ends its workers.
 
     Args:
@@ -109,7 +109,7 @@ class LatentLoader(DataLoader[TrainingBatch]):
         self.account, self.part = account, batches.config.part
         self.known_bad: set[str] = set()
 
-    def __iter__(self) -> Iterator[TrainingBatch]:
+    def __iter__(self) -> Iterator[TrainingBatch]:  # type: ignore[override]
         deliveries = super().__iter__()
         with _ended_workers(deliveries):
             for batch, bad_shards in deliveries:

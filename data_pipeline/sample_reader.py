@@ -102,7 +102,7 @@ class SampleReader:
 
     def _candidates(self, batch: GlobalBatch, place: int) -> Iterator[tuple[int, int, int]]:
         """(dataset, shard, member) of the place's own sample, then of those that replace it."""
-        yield tuple(int(array[place]) for array in (batch.datasets, batch.shards, batch.members))
+        yield int(batch.datasets[place]), int(batch.shards[place]), int(batch.members[place])
         for attempt in range(MAX_ATTEMPTS):
             yield self.order.replacement(batch, place, attempt)
 

@@ -44,6 +44,7 @@ LAYERS = (
         "data_pipeline.fetch_config",
     ),
     ("data_pipeline.storage",),
+    ("data_pipeline.object_cache",),
     ("t2i.sample", "t2i.evaluate", "t2i.benchmark", "t2i.export"),
     ("t2i.benchmark_config",),
     ("t2i.evaluation", "t2i.training"),
