@@ -92,10 +92,10 @@ class TarCatalog:
         key, version = self.keys[shard], self.versions[shard]
         path = self.storage.local(key, version)
         index = load_index(self.storage, self.config, key, version)
-        if index is None or path.stat().st_size != int(version.partition("-")[0]):
+        if index is None or self.storage.versions(key).get(key) != version:
             raise BadShardError(
-                f"{path}: cut or changed since the run began; restore it, or start again to have "
-                "it indexed again"
+                f"{self.shard_name(shard)}: cut or changed since the run began; restore it, or "
+                "start again to have it indexed again"
             )
         return open_tar(path, index.offsets, self._members(shard, index))
 
