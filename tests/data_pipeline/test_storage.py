@@ -266,7 +266,7 @@ def test_an_answer_that_always_breaks_off_is_neither_a_missing_nor_a_bad_object(
     breaking: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(BreakingServer, "num_breaks", 99)
-    with pytest.raises(Exception, match="(?i)incomplete|broken") as caught:
+    with pytest.raises(Exception, match=r"(?i)incomplete|broken") as caught:
         breaking.get("key")
     assert not isinstance(caught.value, FileNotFoundError | ValueError)
     assert len(BreakingServer.answers) == 3
