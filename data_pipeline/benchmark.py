@@ -6,8 +6,8 @@
 
 `loader`: every row reads the same tars with as many workers, makes the same batches (float16
 moments, one caption of four per sample) and keeps as many ready. webdataset passes split_by_node,
-shuffles shards and a buffer of samples as usual; once with its own decoders, once with the
-loader's. The batches that were ready before a row's turn are not counted.
+shuffles shards and a buffer of samples as usual; once with the loader's decoders (the ratio's
+base), once with its own. The batches that were ready before a row's turn are not counted.
 
 Results go to <output>/data-<command>.json with versions, commit and CPUs, and to a table (.md).
 """
@@ -70,13 +70,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measure_loader(config: DataBenchmarkConfig) -> list[Row]:
-    """Samples/s of each reader: median over rounds, and the median ratio to webdataset's decode."""
+    """Samples/s of each reader: medians over rounds, of the ratio to webdataset too."""
     from data_pipeline.benchmark_shards import write_latents
 
     paths = write_latents(config)
     rows: dict[str, Callable[[], Iterator[Any]]] = {
-        "webdataset, its decoders": lambda: webdataset_batches(config, paths, own_decoders=True),
         "webdataset, our decoders": lambda: webdataset_batches(config, paths, own_decoders=False),
+        "webdataset, its decoders": lambda: webdataset_batches(config, paths, own_decoders=True),
         "data_pipeline.loader": lambda: loader_batches(config),
     }
     readers = {name: make() for name, make in rows.items()}

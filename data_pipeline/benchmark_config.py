@@ -27,8 +27,8 @@ class DataBenchmarkConfig(Section):
     )
     shuffle_buffer: int = Field(default=1000, ge=1, description="samples, webdataset")
     warmup: int = Field(default=1, ge=0, description="rounds before the clock starts")
-    repeats: int = Field(default=7, ge=1, description="timed rounds; rows take turns")
-    batches: int = Field(default=100, ge=1, description="of each row in a round")
+    repeats: int = Field(default=11, ge=1, description="timed rounds; rows take turns")
+    batches: int = Field(default=40, ge=1, description="of each row in a round")
     order_shards: int = Field(default=10_000, ge=1, description="`order`: shards that are made up")
     order_samples: int = Field(default=10_000, ge=1, description="`order`: samples of each")
     order_buckets: int = Field(
