@@ -10,22 +10,29 @@ batch, and captions are drawn by sample, so nothing depends on the number of pro
 
 from __future__ import annotations
 
+import atexit
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from data_pipeline.catalog import Catalog, open_catalog
-from data_pipeline.latent_shards import LatentSample, LatentShard, open_latent_shard
+from data_pipeline.catalog import Catalog
+from data_pipeline.catalogs import open_catalog
+from data_pipeline.latent_shards import LatentSample
 from data_pipeline.loader_config import LoaderConfig
 from data_pipeline.order import DatasetCounts, GlobalBatch, Order
+from data_pipeline.sample_reader import BadShard, SampleReader
 from data_pipeline.storage import StorageConfig
 from t2i import rng
 from t2i.batch import DROPPED, TrainingBatch
-from t2i.console import get_logger
+from t2i.console import MetricsFile, get_logger
 
 # How long a worker goes on after SIGTERM.
 SIGTERM_GRACE_SECONDS = 300
@@ -44,7 +51,8 @@ def make_loader(
     micro_batch: int,
     start_step: int,
     storage: StorageConfig | None = None,
-) -> DataLoader[TrainingBatch]:
+    account: Path | None = None,
+) -> LatentLoader:
     """This rank's micro-batches from ``start_step`` on, without end.
 
     Args:
@@ -52,24 +60,24 @@ def make_loader(
         global_batch: samples of a step over all ranks; a multiple of micro_batch x world_size.
         micro_batch: samples of one `TrainingBatch`.
         storage: how s3:// data is reached, and the cache folder.
+        account: folder for this rank's account of bad shards, see `LatentLoader`.
 
     Raises:
         FileNotFoundError: a dataset has no shards; while iterating: a shard is gone.
         ValueError: sizes that do not divide, datasets that do not fit together; while iterating:
-            a shard was cut or changed, a sample has no label where labels are read.
+            a shard was cut or changed, a sample has no label where labels are read. What
+            ``on_bad_shard: skip`` replaces raises nothing, see `sample_reader`.
     """
     share = Share(global_batch, rank, world_size, micro_batch)
     batches = LatentBatches(config, seed, share, storage or StorageConfig())
     if rank == 0:
         logger.info("%s", batches.describe())
-    return DataLoader(
+    return LatentLoader(
         batches,
-        batch_size=None,
+        None if account is None else account / f"bad_shards-{rank:05d}.jsonl",
         sampler=range(start_step * share.per_step, FOREVER),
         num_workers=config.num_workers,
         prefetch_factor=config.prefetch if config.num_workers else None,
-        pin_memory=torch.cuda.is_available(),
-        worker_init_fn=outlive_sigterm,
     )
 
 
@@ -86,7 +94,67 @@ def read_captions(
     """
     config = config.model_copy(update={"caption_dropout": 0.0, "window_shards": 1})
     batches = LatentBatches(config, seed, Share(1, 0, 1, 1), storage or StorageConfig())
-    return tuple(batches[number].captions[0] for number in range(count))
+    return tuple(batches[number][0].captions[0] for number in range(count))
+
+
+class LatentLoader(DataLoader[tuple[TrainingBatch, list[BadShard]]]):
+    """A DataLoader that keeps account of bad shards and always ends its workers.
+
+    Args:
+        account: JSON lines of what was replaced: part, step, shard, reason, replaced (number of
+            samples). A run that goes back to a checkpoint writes the steps after it again.
+    """
+
+    def __init__(
+        self,
+        batches: LatentBatches,
+        account: Path | None,
+        sampler: range,
+        num_workers: int,
+        prefetch_factor: int | None,
+    ) -> None:
+        super().__init__(
+            batches,
+            batch_size=None,
+            sampler=sampler,
+            num_workers=num_workers,
+            prefetch_factor=prefetch_factor,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=outlive_sigterm,
+        )
+        self.account, self.part = account, batches.config.part
+        self.known_bad: set[str] = set()
+
+    def __iter__(self) -> Iterator[TrainingBatch]:  # type: ignore[override]
+        deliveries = super().__iter__()
+        with _ended_workers(deliveries):
+            for batch, bad_shards in deliveries:
+                self._record(batch.step, bad_shards)
+                yield batch
+
+    def _record(self, step: int, bad_shards: Sequence[BadShard]) -> None:
+        for bad in bad_shards:
+            if bad.shard not in self.known_bad:
+                self.known_bad.add(bad.shard)
+                logger.warning("bad shard, skipped from step %d on: %s", step, bad.reason)
+            if bad.replaced and self.account is not None:
+                MetricsFile(self.account).write({"part": self.part, "step": step, **asdict(bad)})
+
+
+@contextmanager
+def _ended_workers(deliveries: Any) -> Iterator[None]:
+    """End the iterator's workers after the block, and before the interpreter exits.
+
+    Left to the garbage collector, they may not be told to end; then `outlive_sigterm` keeps them,
+    and the process waits for them at its exit.
+    """
+    end = getattr(deliveries, "_shutdown_workers", lambda: None)  # without workers there is none
+    atexit.register(end)
+    try:
+        yield
+    finally:
+        atexit.unregister(end)
+        end()
 
 
 def outlive_sigterm(_worker: int) -> None:
@@ -123,8 +191,8 @@ class Share:
         return step, slice(start, start + self.micro_batch)
 
 
-class LatentBatches(Dataset[TrainingBatch]):
-    """This rank's micro-batches by number; see `make_loader`."""
+class LatentBatches(Dataset[tuple[TrainingBatch, list[BadShard]]]):
+    """This rank's micro-batches by number, each with what could not be read for it."""
 
     def __init__(
         self, config: LoaderConfig, seed: int, share: Share, storage: StorageConfig
@@ -133,40 +201,35 @@ class LatentBatches(Dataset[TrainingBatch]):
         self.catalogs = [open_catalog(dataset, config, storage) for dataset in config.datasets]
         require_one_vae(self.catalogs)
         self.counts = [
-            DatasetCounts(dataset.weight, catalog.counts(storage))
+            DatasetCounts(dataset.weight, catalog.counts())
             for dataset, catalog in zip(config.datasets, self.catalogs, strict=True)
         ]
         self.order = Order(seed, self.counts, share.global_batch, config.window_shards)
         self.global_batch: GlobalBatch | None = None
-        self.shards: dict[tuple[int, int], LatentShard] = {}
-        self.max_shards = 2 * config.window_shards * len(config.datasets)
+        max_shards = 2 * config.window_shards * len(config.datasets)
+        skip = config.on_bad_shard == "skip"
+        self.reader = SampleReader(self.catalogs, self.order, max_shards, skip)
 
-    def __getitem__(self, number: int) -> TrainingBatch:
+    def __getitem__(self, number: int) -> tuple[TrainingBatch, list[BadShard]]:
         step, places = self.share.locate(number)
         if self.global_batch is None or self.global_batch.step != step:
             self.global_batch = self.order.batch(step)
-        batch = self.global_batch
-        samples = [
-            self._shard(dataset, shard).read(batch.bucket, member)
-            for dataset, shard, member in zip(
-                batch.datasets[places].tolist(),
-                batch.shards[places].tolist(),
-                batch.members[places].tolist(),
-                strict=True,
-            )
-        ]
+        reading = self.reader.read(self.global_batch, places)
         first_id = step * self.share.global_batch
         sample_ids = torch.arange(first_id + places.start, first_id + places.stop)
+        samples = reading.samples
         dropped = draw_dropped(self.config, self.seed, step, sample_ids)
-        return TrainingBatch(
-            moments=torch.from_numpy(stack_moments(samples)),
+        batch = TrainingBatch(
+            moments=reading.moments,
             captions=draw_captions(self.config, self.seed, step, sample_ids, samples, dropped),
             keys=tuple(sample.key for sample in samples),
             sample_ids=sample_ids,
             step=step,
             labels=stack_labels(samples, dropped) if self.config.labels else None,
-            epoch=batch.epoch,
+            epoch=self.global_batch.epoch,
+            num_replaced=sum(bad.replaced for bad in reading.bad_shards),
         )
+        return batch, reading.bad_shards
 
     def describe(self) -> str:
         """One line: samples, buckets and steps of an epoch."""
@@ -178,31 +241,6 @@ class LatentBatches(Dataset[TrainingBatch]):
             f"{len(self.catalogs)} dataset(s)) of {names} px, in "
             f"{num_samples / self.share.global_batch:.1f} steps of {self.share.global_batch}"
         )
-
-    def _shard(self, dataset: int, shard: int) -> LatentShard:
-        """The open shard; those used longest ago are closed."""
-        key = (dataset, shard)
-        opened = self.shards.pop(key, None)
-        if opened is None:
-            catalog = self.catalogs[dataset]
-            members = catalog.members(shard)
-            opened = open_latent_shard(catalog.latents, catalog.manifests[shard].id, members)
-        self.shards[key] = opened
-        if len(self.shards) > self.max_shards:
-            del self.shards[next(iter(self.shards))]
-        return opened
-
-
-def stack_moments(samples: Sequence[LatentSample]) -> np.ndarray:
-    """Float16 (B, 2C, h, w). Raises ValueError, naming both, when two samples differ in shape."""
-    first = samples[0]
-    for sample in samples:
-        if sample.moments.shape != first.moments.shape:
-            raise ValueError(
-                f"latents of one bucket differ in shape: {first.key} {first.moments.shape}, "
-                f"{sample.key} {sample.moments.shape}; make both datasets with the same VAE"
-            )
-    return np.stack([sample.moments for sample in samples])
 
 
 def draw_dropped(config: LoaderConfig, seed: int, step: int, sample_ids: Tensor) -> list[bool]:
@@ -247,9 +285,8 @@ def require_one_vae(catalogs: Sequence[Catalog]) -> None:
     """Raise ValueError when the datasets' latents come from different VAEs, as far as is known."""
     known: dict[str, str] = {}
     for catalog in catalogs:
-        settings: Mapping[str, object] = catalog.latents.fingerprint() or {}
-        if "vae" in settings:
-            known.setdefault(str(settings["vae"]), catalog.latents.url)
+        if catalog.vae is not None:
+            known.setdefault(str(catalog.vae), catalog.url)
     if len(known) > 1:
         listing = "; ".join(f"{url}: {vae}" for vae, url in known.items())
         raise ValueError(f"data_pipeline.loader.datasets: latents of different VAEs ({listing})")

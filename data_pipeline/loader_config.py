@@ -36,6 +36,9 @@ class LoaderConfig(Section):
     """Samples at the head of each dataset (before its filter) that training never sees."""
     part: Literal["training", "held_out"] = "training"
     """Which of the two is read."""
+    on_bad_shard: Literal["stop", "skip"] = "stop"
+    """What to do when a shard is missing, cut or changed: stop and name it, or fill the places of
+    its samples with others of the same dataset and bucket and keep account in the run's folder."""
     num_workers: int = Field(default=2, ge=0)
     """Processes that read ahead, for each training process; 0 = the training process reads."""
     prefetch: int = Field(default=4, ge=1)

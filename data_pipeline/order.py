@@ -32,6 +32,7 @@ MIXED_SAMPLES = 4096
 MIXED_BATCHES = 32  # few, so that the buckets stay at the same shards
 PERMUTATIONS_KEPT = 64
 LAYOUTS_KEPT = 4
+NEAR_ATTEMPTS = 8  # replacements sought within the batch's shards before all are looked at
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,27 @@ class Order:
         start = (firsts[chosen] + ranks) * self.global_batch
         places = bucket.locate(start, start + self.global_batch)
         return GlobalBatch(step, epoch, bucket.name, *places)
+
+    def replacement(self, batch: GlobalBatch, place: int, attempt: int) -> tuple[int, int, int]:
+        """(dataset, shard, member) of a sample to stand in at a place whose own cannot be read.
+
+        A pure function of (seed, step, place, attempt). It is of the same dataset and bucket: in
+        the first attempts of a shard that another place of the batch reads, so that reading stays
+        within the window of shards; later of any shard.
+        """
+        dataset = int(batch.datasets[place])
+        sample_id = torch.tensor([batch.step * self.global_batch + place])
+        words = rng.words(self.seed, f"order/replacement/{attempt}", batch.step, sample_id, 4)
+        first, second = (int(high) << 32 | int(low) for high, low in words.view(2, 2).tolist())
+        bucket = next(bucket for bucket in self.buckets if bucket.name == batch.bucket)
+        stream = next(stream for stream in bucket.streams if stream.dataset == dataset)
+        if attempt < NEAR_ATTEMPTS:
+            neighbours = batch.shards[batch.datasets == dataset]
+            shard = int(neighbours[first % len(neighbours)])
+        else:
+            ends = np.cumsum(stream.counts)
+            shard = int(np.searchsorted(ends, first % stream.size, side="right"))
+        return dataset, shard, second % int(stream.counts[shard])
 
     def samples_in_epoch(self, epoch: int = 0) -> int:
         """How many samples the epoch visits; with weights of 1 or 2 ... the same for all epochs."""

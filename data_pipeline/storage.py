@@ -10,6 +10,7 @@ linked into place, S3 objects carry ``IfNoneMatch="*"``. boto3 is imported for s
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import functools
 import os
@@ -25,12 +26,14 @@ from typing import Any, Protocol
 
 from pydantic import Field
 
+from data_pipeline.object_cache import evict, touch
 from t2i.config import Section
 
 SCRATCH = ".incomplete"
 STALE_SECONDS = 24 * 3600.0
 LOCK_PREFIX = "lock-"
 NUM_LOCKS = 64
+MAX_CONNECTIONS = 32
 
 
 class StorageConfig(Section):
@@ -74,6 +77,9 @@ class Storage(Protocol):
     def list(self, prefix: str = "") -> list[str]:
         """Sorted keys that start with ``prefix`` (of any depth)."""
 
+    def versions(self, prefix: str = "") -> dict[str, str]:
+        """The same keys, each with a text that differs when the content was replaced."""
+
     def exists(self, key: str) -> bool: ...
 
     def size(self, key: str) -> int:
@@ -82,10 +88,11 @@ class Storage(Protocol):
     def delete(self, key: str) -> None:
         """Remove; a key that is not there is no error."""
 
-    def local(self, key: str) -> Path:
+    def local(self, key: str, version: str = "") -> Path:
         """A local file with the content: the file itself, or a cached copy of the object.
 
-        A cached copy is kept by key, so keys read through it must never change their content.
+        A cached copy is kept by key and ``version``: a key whose content may be replaced needs the
+        latter, from `versions`.
         """
 
     def scratch(self) -> Path:
@@ -160,6 +167,10 @@ class LocalStorage:
             keys += [(Path(folder) / name).relative_to(root).as_posix() for name in files]
         return sorted(key for key in keys if key.startswith(prefix))
 
+    def versions(self, prefix: str = "") -> dict[str, str]:
+        stats = {key: (self.folder / key).stat() for key in self.list(prefix)}
+        return {key: f"{stat.st_size}-{stat.st_mtime_ns}" for key, stat in stats.items()}
+
     def exists(self, key: str) -> bool:
         return (self.folder / key).is_file()
 
@@ -169,7 +180,7 @@ class LocalStorage:
     def delete(self, key: str) -> None:
         (self.folder / key).unlink(missing_ok=True)
 
-    def local(self, key: str) -> Path:
+    def local(self, key: str, version: str = "") -> Path:
         path = self.folder / key
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file")
@@ -221,25 +232,23 @@ class S3Storage:
         return {"Bucket": self.bucket, "Key": self.prefix + key}
 
     def get(self, key: str) -> bytes:
-        with self._missing_named(key):
-            return self._client.get_object(**self._address(key))["Body"].read()
+        return self._read(key)
 
     def get_range(self, key: str, offset: int, length: int) -> bytes:
         if length == 0:
             return b""
         span = f"bytes={offset}-{offset + length - 1}"
-        with self._missing_named(key):
-            answer = self._client.get_object(**self._address(key), Range=span)
-            return _whole(answer["Body"].read(), length, f"{self.url}/{key}", offset)
+        return _whole(self._read(key, Range=span), length, f"{self.url}/{key}", offset)
 
     def put(self, key: str, data: bytes) -> None:
-        self._client.put_object(**self._address(key), Body=data)
+        with self._errors_named(key):
+            self._client.put_object(**self._address(key), Body=data)
 
     def put_file(self, key: str, path: Path) -> None:
         self._client.upload_file(str(path), **self._address(key), Config=self._transfer)
 
     def get_file(self, key: str, path: Path) -> None:
-        with self._missing_named(key):
+        with self._errors_named(key):
             self._client.download_file(**self._address(key), Filename=path, Config=self._transfer)
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
@@ -257,11 +266,15 @@ class S3Storage:
         raise OSError(f"{self.url}/{key}: writers kept colliding; try again")
 
     def list(self, prefix: str = "") -> list[str]:
+        return sorted(self.versions(prefix))
+
+    def versions(self, prefix: str = "") -> dict[str, str]:
         pages = self._client.get_paginator("list_objects_v2").paginate(
             Bucket=self.bucket, Prefix=self.prefix + prefix
         )
         entries = (entry for page in pages for entry in page.get("Contents", ()))
-        return sorted(entry["Key"].removeprefix(self.prefix) for entry in entries)
+        start = len(self.prefix)
+        return {entry["Key"][start:]: f"{entry['Size']}-{entry['ETag']}" for entry in entries}
 
     def exists(self, key: str) -> bool:
         try:
@@ -271,29 +284,49 @@ class S3Storage:
         return True
 
     def size(self, key: str) -> int:
-        with self._missing_named(key):
+        with self._errors_named(key):
             return self._client.head_object(**self._address(key))["ContentLength"]
 
     def delete(self, key: str) -> None:
         self._client.delete_object(**self._address(key))
 
-    def local(self, key: str) -> Path:
+    def local(self, key: str, version: str = "") -> Path:
         cache = Path(self.config.cache_folder).expanduser() / "objects"
         path = cache / self.bucket / (self.prefix + key)
-        if not _touch(path):
+        if version:
+            path = path.with_name(f"{path.name}@{zlib.crc32(version.encode()):08x}")
+        if not touch(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             lock_name = f"{LOCK_PREFIX}{zlib.crc32(str(path).encode()) % NUM_LOCKS}"
             with (self.scratch() / lock_name).open("w") as lock:  # one download per machine
                 fcntl.flock(lock, fcntl.LOCK_EX)
-                if not _touch(path):
+                if not touch(path):
                     self._download(key, path)
-                    _evict(cache, self.config.cache_gigabytes * 1e9, path)
+                    evict(cache, self.config.cache_gigabytes * 1e9, path)
         return path
 
     def scratch(self) -> Path:
         folder = Path(self.config.cache_folder).expanduser() / SCRATCH
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+    def _read(self, key: str, **options: str) -> bytes:
+        """An object's content. boto3 repeats requests that fail, but no answers that break off."""
+        from botocore.exceptions import (
+            IncompleteReadError,
+            ReadTimeoutError,
+            ResponseStreamingError,
+        )
+
+        for attempt in range(self.config.max_attempts):
+            try:
+                with self._errors_named(key):
+                    return self._client.get_object(**self._address(key), **options)["Body"].read()
+            except (IncompleteReadError, ReadTimeoutError, ResponseStreamingError):
+                if attempt + 1 == self.config.max_attempts:
+                    raise
+                time.sleep(min(0.1 * 4**attempt, 20))
+        raise AssertionError("the last attempt returns or raises")
 
     def _download(self, key: str, path: Path) -> None:
         handle, aside = tempfile.mkstemp(dir=self.scratch())
@@ -305,12 +338,14 @@ class S3Storage:
             Path(aside).unlink(missing_ok=True)
 
     @contextmanager
-    def _missing_named(self, key: str) -> Iterator[None]:
+    def _errors_named(self, key: str) -> Iterator[None]:
         try:
             yield
         except self._client.exceptions.ClientError as error:
             if _error_code(error) == "404":
                 raise FileNotFoundError(f"{self.url}/{key}: no such object") from None
+            if _error_code(error) == "403":
+                raise PermissionError(errno.EACCES, "not allowed", f"{self.url}/{key}") from error
             if _error_code(error) == "416":
                 raise ValueError(f"{self.url}/{key}: ends before the range asked for") from None
             raise
@@ -343,6 +378,7 @@ def _s3_client(config: StorageConfig, process: int) -> Any:
             retries={"max_attempts": config.max_attempts, "mode": "standard"},
             connect_timeout=config.timeout_seconds,
             read_timeout=config.timeout_seconds,
+            max_pool_connections=MAX_CONNECTIONS,
         ),
     )
 
@@ -363,31 +399,3 @@ def _write_through(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _touch(path: Path) -> bool:
-    """Mark a cached file as just used; False when it is not there."""
-    try:
-        os.utime(path)
-    except FileNotFoundError:
-        return False
-    return True
-
-
-def _evict(cache: Path, limit: float, keep: Path) -> None:
-    """Remove the files used longest ago until the cache holds at most ``limit`` bytes."""
-    files = []
-    for path in cache.rglob("*"):
-        try:
-            stat = path.stat()
-        except FileNotFoundError:
-            continue  # another process evicted it
-        if path.is_file():
-            files.append((stat.st_mtime, stat.st_size, path))
-    total = sum(size for _, size, _ in files)
-    for _, size, path in sorted(files):
-        if total <= limit:
-            return
-        if path != keep:
-            path.unlink(missing_ok=True)
-            total -= size

@@ -226,8 +226,8 @@ def build_run(
         folder=Path(stage.folder),
         config=training,
         backbone=backbone,
-        batches=make_batches(loader, training, config.storage),
-        validation=make_validation(loader, training, config),
+        batches=make_batches(loader, training, config.storage, Path(stage.folder)),
+        validation=make_validation(loader, training, config, Path(stage.folder)),
         start=start,
         settings=dump_config(config),
         device=device,
@@ -238,9 +238,9 @@ def build_run(
 
 
 def make_batches(
-    loader: LoaderConfig, training: TrainingConfig, storage: StorageConfig
+    loader: LoaderConfig, training: TrainingConfig, storage: StorageConfig, folder: Path
 ) -> Callable[[int], Iterator[TrainingBatch]]:
-    """This rank's micro-batches from a step on."""
+    """This rank's micro-batches from a step on; bad shards are accounted for in ``folder``."""
     from torch import distributed
 
     from data_pipeline.loader import make_loader
@@ -258,6 +258,7 @@ def make_batches(
                 micro_batch=training.micro_batch,
                 start_step=step,
                 storage=storage,
+                account=folder,
             )
         )
 
@@ -265,7 +266,7 @@ def make_batches(
 
 
 def make_validation(
-    loader: LoaderConfig, training: TrainingConfig, config: Config
+    loader: LoaderConfig, training: TrainingConfig, config: Config, folder: Path
 ) -> list[TrainingBatch]:
     """This rank's held-out batches: the first global batch that the validation loader deals out.
 
@@ -285,7 +286,7 @@ def make_validation(
     held_out = loader.model_copy(update={"part": "held_out"})
     size = largest_divisor(num_samples // world_size, training.micro_batch)
     sizes = {"global_batch": num_samples, "micro_batch": size}
-    batches = make_batches(held_out, training.model_copy(update=sizes), config.storage)(0)
+    batches = make_batches(held_out, training.model_copy(update=sizes), config.storage, folder)(0)
     return list(islice(batches, num_samples // world_size // size))
 
 

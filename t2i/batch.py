@@ -28,6 +28,7 @@ class TrainingBatch:
         labels: (B,) int64 classes, `DROPPED` = dropped, together with the caption; None = the data
             are read without labels.
         epoch: of the data, from 0, in which the step starts; None = the data have no epochs.
+        num_replaced: how many of the samples stand in for others that could not be read.
     """
 
     moments: Tensor
@@ -37,6 +38,7 @@ class TrainingBatch:
     step: int
     labels: Tensor | None = None
     epoch: int | None = None
+    num_replaced: int = 0
 
     def to(self, device: torch.device) -> TrainingBatch:
         """The same batch with its tensors on ``device``, except for the labels."""

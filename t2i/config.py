@@ -35,6 +35,7 @@ SECTIONS = (
     "data_pipeline.filter",
     "data_pipeline.latents",
     "data_pipeline.loader",
+    "data_pipeline.benchmark",
     "data_pipeline.jobs",
     "data_pipeline.storage",
     "recaption.captioner",

@@ -18,6 +18,7 @@ COMMANDS = (
     "data_pipeline.download",
     "data_pipeline.filter",
     "data_pipeline.latents",
+    "data_pipeline.benchmark",
     "recaption.cli",
     "recaption.gallery",
     "launch.train_t2i",

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from data_pipeline import catalog
-from data_pipeline.catalog import Catalog, open_catalog
+from data_pipeline.catalog import LatentsCatalog, open_latents, read_manifests
 from data_pipeline.ledger import Outcome, Row
 from data_pipeline.loader_config import DatasetConfig, LoaderConfig
 from data_pipeline.manifest import StepOutput
@@ -18,12 +18,14 @@ from data_pipeline.storage import StorageConfig
 Writer = Callable[..., list[str]]
 
 
-def open_folder(folder: Path, kept: bool = False, **changes: object) -> Catalog:
+def open_folder(
+    folder: Path, kept: bool = False, storage: StorageConfig | None = None, **changes: object
+) -> LatentsCatalog:
     dataset = DatasetConfig(
         path=str(folder / "latents"), kept=str(folder / "kept") if kept else None
     )
     loader = LoaderConfig.model_validate({"datasets": [dataset], **changes})
-    return open_catalog(dataset, loader, StorageConfig())
+    return open_latents(dataset, loader, storage or StorageConfig())
 
 
 def test_members_are_places_in_the_tar_by_bucket(tmp_path: Path, write_latents: Writer) -> None:
@@ -34,7 +36,7 @@ def test_members_are_places_in_the_tar_by_bucket(tmp_path: Path, write_latents: 
         "160x96": [0, 2],
         "128x128": [1],
     }
-    assert {name: c.tolist() for name, c in found.counts(StorageConfig()).items()} == {
+    assert {name: c.tolist() for name, c in found.counts().items()} == {
         "128x128": [1, 1],
         "160x96": [1, 2],
     }
@@ -62,16 +64,33 @@ def test_counts_are_remembered_until_the_filter_changes(
     storage = StorageConfig(cache_folder=str(tmp_path / "cache"))
     keys = write_latents(str(tmp_path / "latents"), [3, 4])
     write_kept(str(tmp_path / "kept"), keys, lambda key: key != keys[0])
-    counts = open_folder(tmp_path, kept=True).counts(storage)
+    counts = open_folder(tmp_path, kept=True, storage=storage).counts()
     assert counts["128x128"].tolist() == [2, 4]
     with monkeypatch.context() as patched:
-        patched.delattr(Catalog, "members")  # nothing is counted again
-        again = open_folder(tmp_path, kept=True).counts(storage)
+        patched.delattr(LatentsCatalog, "members")  # nothing is counted again
+        again = open_folder(tmp_path, kept=True, storage=storage).counts()
     assert again["128x128"].tolist() == [2, 4]
     for path in (tmp_path / "kept").rglob("*.json"):
         path.unlink()
     write_kept(str(tmp_path / "kept"), keys, lambda key: key == keys[0])
-    assert open_folder(tmp_path, kept=True).counts(storage)["128x128"].tolist() == [1, 0]
+    assert open_folder(tmp_path, kept=True, storage=storage).counts()["128x128"].tolist() == [1, 0]
+
+
+def test_manifests_are_remembered_until_the_listing_changes(
+    tmp_path: Path, write_latents: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalog, "REMEMBERED_FROM_SHARDS", 1)
+    storage = StorageConfig(cache_folder=str(tmp_path / "cache"))
+    write_latents(str(tmp_path / "latents"), [3, 4])
+    expected = open_folder(tmp_path, storage=storage).manifests
+    with monkeypatch.context() as patched:
+        patched.delattr(StepOutput, "manifests")  # nothing is read again
+        again = read_manifests(StepOutput.open(str(tmp_path / "latents")), storage)
+    assert again == expected == StepOutput.open(str(tmp_path / "latents")).manifests()
+    (tmp_path / "latents" / "manifest" / "00001.json").unlink()
+    assert open_folder(tmp_path, storage=storage).num_samples == 3
+    write_latents(str(tmp_path / "latents"), [3, 5])
+    assert open_folder(tmp_path, storage=storage).num_samples == 8
 
 
 def test_a_folder_without_latents_says_what_to_run(tmp_path: Path) -> None:
@@ -93,4 +112,4 @@ def test_a_ledger_without_buckets_is_refused(tmp_path: Path) -> None:
         writer.add(Outcome(Row("a", "ok")))
         writer.commit()
     with pytest.raises(ValueError, match="has no column bucket"):
-        open_folder(tmp_path).counts(StorageConfig())
+        open_folder(tmp_path).counts()

@@ -7,6 +7,7 @@ names itself."""
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import signal
@@ -17,6 +18,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from data_pipeline.loader import LatentBatches, Share, make_loader, read_captions
 from data_pipeline.loader_config import LoaderConfig
@@ -111,6 +114,36 @@ def test_it_goes_on_from_any_step_at_any_world_size(latents: str) -> None:
     for start, world_size in ((1, 2), (3, 1), (11, 4)):
         rest = batches(configure(latents), 12 - start, start, world_size, micro_batch=2)
         assert samples(rest) == straight[8 * start :]
+
+
+def test_whatever_stops_and_world_sizes_the_global_batches_are_those_of_a_straight_run(
+    tmp_path: Path, write_latents: Writer, write_kept: Callable[..., None]
+) -> None:
+    """Two filtered and weighted datasets of two resolutions; runs that stop at random steps and go
+    on with another number of processes."""
+    names = ["128x128", "160x96", "128x128"]
+    datasets: list[dict[str, object]] = []
+    for name, weight in (("one", 1.0), ("two", 0.5)):
+        url, kept = str(tmp_path / name), str(tmp_path / f"kept {name}")
+        all_keys = write_latents(url, SIZES, bucket_of=lambda number: names[number % 3])
+        write_kept(kept, [*all_keys, "00001000000"], lambda key: int(key) % 5 > 0)
+        datasets.append({"path": url, "kept": kept, "weight": weight})
+    config = configure(*datasets)
+    straight = samples(batches(config, 24, micro_batch=8))
+
+    @settings(deadline=None, max_examples=15)
+    @given(
+        st.lists(st.integers(1, 23), max_size=3, unique=True),
+        st.lists(st.sampled_from([1, 2, 4]), min_size=4, max_size=4),
+    )
+    def check(stops: list[int], world_sizes: list[int]) -> None:
+        edges = [0, *sorted(stops), 24]
+        found = []
+        for (start, stop), size in zip(itertools.pairwise(edges), world_sizes, strict=False):
+            found += samples(batches(config, stop - start, start, size, micro_batch=2))
+        assert found == straight
+
+    check()
 
 
 def test_workers_change_nothing(latents: str) -> None:
@@ -300,7 +333,7 @@ def test_only_so_many_shards_stay_open(tmp_path: Path, write_latents: Writer) ->
     data = LatentBatches(configure(url), 5, Share(4, 0, 1, 4), StorageConfig())
     for number in range(30):
         data[number]
-    assert len(data.shards) == 4
+    assert len(data.reader.shards) == 4
 
 
 def test_the_description_tells_samples_buckets_and_steps(latents: str) -> None:

@@ -7,6 +7,7 @@ anew, are stated beside each limit.
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 from collections import Counter
@@ -18,7 +19,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from data_pipeline.order import DatasetCounts, GlobalBatch, Order, mix, permutation
+from data_pipeline.loader import Share
+from data_pipeline.order import (
+    NEAR_ATTEMPTS,
+    DatasetCounts,
+    GlobalBatch,
+    Order,
+    mix,
+    permutation,
+)
 
 Place = tuple[int, int, int]  # dataset, shard, member
 
@@ -206,6 +215,59 @@ def test_mixing_deals_each_item_once_whatever_part_is_asked_for(
     part_kinds, part_ranks = mix(counts, start, stop, block_size, (0, "test", 0))
     assert part_kinds.tolist() == kinds[start:stop].tolist()
     assert part_ranks.tolist() == ranks[start:stop].tolist()
+
+
+@settings(deadline=None, max_examples=15)
+@given(mixtures(), st.integers(0, 10), st.lists(st.integers(0, 40), max_size=3), st.data())
+def test_restarts_at_any_step_with_any_world_size_give_the_same_global_batches(
+    datasets: list[DatasetCounts], seed: int, restarts: list[int], data: st.DataObject
+) -> None:
+    """A run that stops and goes on with 1, 2 or 4 processes, each with an order of its own."""
+    if not any(counts.any() for dataset in datasets for counts in dataset.counts.values()):
+        return
+    straight = Order(seed, datasets, 8, 2)
+    starts = [0, *sorted(set(restarts) - {0}), 41]
+    for start, stop in itertools.pairwise(starts):
+        world_size = data.draw(st.sampled_from([1, 2, 4]))
+        shares = [Share(8, rank, world_size, 2) for rank in range(world_size)]
+        orders = [Order(seed, datasets, 8, 2) for _ in shares]
+        for step in range(start, stop):
+            found: list[Place] = []
+            for share, order in zip(shares, orders, strict=True):
+                for number in range(step * share.per_step, (step + 1) * share.per_step):
+                    located, part = share.locate(number)
+                    found += places(order.batch(located))[part]
+            assert found == places(straight.batch(step))
+
+
+@settings(deadline=None, max_examples=30)
+@given(mixtures(), st.integers(0, 30), st.integers(0, 12))
+def test_a_replacement_is_a_sample_of_the_same_bucket_and_dataset(
+    datasets: list[DatasetCounts], step: int, attempt: int
+) -> None:
+    if not any(counts.any() for dataset in datasets for counts in dataset.counts.values()):
+        return
+    order = Order(1, datasets, 8, 2)
+    batch = order.batch(step)
+    for place in range(8):
+        found = order.replacement(batch, place, attempt)
+        assert found == Order(1, datasets, 8, 2).replacement(batch, place, attempt)
+        dataset, shard, member = found
+        assert dataset == batch.datasets[place]
+        assert 0 <= member < datasets[dataset].counts[batch.bucket][shard]
+        if attempt < NEAR_ATTEMPTS:
+            assert shard in batch.shards[batch.datasets == dataset]
+
+
+def test_replacements_are_spread_evenly_at_last() -> None:
+    order = Order(0, one_dataset(5, 0, 20, 15), global_batch=8, window_shards=1)
+    found = Counter(
+        order.replacement(order.batch(step), place, NEAR_ATTEMPTS)
+        for step in range(100)
+        for place in range(8)
+    )
+    assert len(found) == 40
+    assert chisquare(list(found.values())).pvalue > 1e-6  # 1 in 10^6
 
 
 FULL_SCALE = """

@@ -9,8 +9,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -212,3 +214,73 @@ def test_addresses_are_understood_or_refused() -> None:
 def test_a_folder_needs_no_boto3() -> None:
     script = "import sys, data_pipeline.storage; assert 'boto3' not in sys.modules"
     subprocess.run([sys.executable, "-c", script], cwd=REPO, check=True)
+
+
+def test_versions_tell_the_keys_and_that_a_content_was_replaced(storage: Storage) -> None:
+    storage.put("a/1", b"one")
+    storage.put("a/2", b"two")
+    before = storage.versions("a/")
+    assert list(before) == storage.list("a/")
+    assert storage.versions("a/") == before
+    storage.put("a/1", b"ONE")
+    after = storage.versions("a/")
+    assert after["a/1"] != before["a/1"]
+    assert after["a/2"] == before["a/2"]
+
+
+def test_a_local_copy_of_another_version_is_another_file(storage: Storage) -> None:
+    storage.put("key", b"one")
+    first = storage.local("key", storage.versions()["key"]).read_bytes()
+    storage.put("key", b"two")
+    assert (first, storage.local("key", storage.versions()["key"]).read_bytes()) == (b"one", b"two")
+
+
+class BreakingServer(BaseHTTPRequestHandler):
+    """Says that ten bytes follow; sends four and hangs up, the first ``num_breaks`` times."""
+
+    num_breaks = 0
+    answers: ClassVar[list[int]] = []
+
+    def do_GET(self) -> None:
+        length = 4 if len(self.answers) < self.num_breaks else 10
+        self.answers.append(length)
+        self.send_response(206 if "Range" in self.headers else 200)
+        self.send_header("Content-Length", "10")
+        self.end_headers()
+        self.wfile.write(b"0123456789"[:length])
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def breaking(monkeypatch: pytest.MonkeyPatch, s3_config: StorageConfig) -> Iterator[Storage]:
+    """A server of one object, and at most three attempts to read it."""
+    monkeypatch.setattr(BreakingServer, "answers", [])
+    server = ThreadingHTTPServer(("127.0.0.1", 0), BreakingServer)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    endpoint = f"http://127.0.0.1:{server.server_port}"
+    config = s3_config.model_copy(update={"endpoint_url": endpoint, "max_attempts": 3})
+    yield open_storage("s3://bucket", config)
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("read", ["get", "get_range"])
+def test_an_answer_that_breaks_off_is_asked_for_again(
+    breaking: Storage, monkeypatch: pytest.MonkeyPatch, read: str
+) -> None:
+    monkeypatch.setattr(BreakingServer, "num_breaks", 2)
+    data = breaking.get("key") if read == "get" else breaking.get_range("key", 0, 10)
+    assert data == b"0123456789"
+    assert BreakingServer.answers == [4, 4, 10]
+
+
+def test_an_answer_that_always_breaks_off_is_neither_a_missing_nor_a_bad_object(
+    breaking: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(BreakingServer, "num_breaks", 99)
+    with pytest.raises(Exception, match=r"(?i)incomplete|broken") as caught:
+        breaking.get("key")
+    assert not isinstance(caught.value, FileNotFoundError | ValueError)
+    assert len(BreakingServer.answers) == 3
