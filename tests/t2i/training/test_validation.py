@@ -55,12 +55,11 @@ def pixels(path: Path) -> np.ndarray:
 
 
 def make_run(folder: Path, zero: int, precision: str, kind: str, every: int = 0) -> Run:
-    run: Run = SAMPLED["make_sampled_run"](folder, 3, zero, precision, kind, every)
+    run: Run = SAMPLED["make_sampled_run"](folder, 2, zero, precision, kind, every)
     return run
 
 
-@pytest.mark.parametrize("kind", ["tr_dit", "sit"])
-@pytest.mark.parametrize("zero", [1, 2, 3])
+@pytest.mark.parametrize(("kind", "zero"), [("tr_dit", 1), ("sit", 2), ("tr_dit", 3)])
 def test_losses_are_those_of_the_saved_weights_and_of_their_average(
     kind: str, zero: int, tmp_path: Path, process_group: None
 ) -> None:
@@ -87,10 +86,10 @@ def test_a_run_that_samples_is_the_same_to_the_bit(
         assert train(make_run(tmp_path / name, 2, "bf16", kind, every))
     assert_same_bits(tmp_path / "silent", tmp_path / "sampled")
     steps = sorted((tmp_path / "sampled" / "samples").iterdir())
-    assert [step.name for step in steps] == [f"step-0000000{number}" for number in (1, 2, 3)]
+    assert [step.name for step in steps] == ["step-00000001", "step-00000002"]
     sheets = [pixels(step / "contact_sheet.png") for step in steps]
     assert sheets[0].shape == (3 * 32 + 14, 3 * 32, 3), "a row per prompt, a column per method"
-    assert (sheets[0] != sheets[2]).any(), "later steps have learned"
+    assert (sheets[0] != sheets[1]).any(), "the second step has learned"
     for method in ("none", "cfg", "sg"):
         assert (steps[0] / f"{method}.png").exists()
 
