@@ -22,14 +22,14 @@ from t2i.training.checkpoint import MANIFEST, TENSOR_KINDS, newest_checkpoint
 
 TINY_RUN = Path(__file__).with_name("tiny_run.py")
 REPO = Path(__file__).resolve().parents[3]
-STEPS = 8
+STEPS = 6
 ZERO_STAGES = (1, 2, 3)
 # ZeRO stages with two processes, with one, with two again
 JOURNEYS = {"same-1": (1, 1, 1), "same-2": (2, 2, 2), "same-3": (3, 3, 3), "mixed": (1, 3, 2)}
 # Adam turns rounding errors of tiny gradients into a share of the learning rate, here 1e-2.
 ROUNDING = 1e-3
-# Losses after 8 steps of bf16, where another order of adding changes the third digit: 2e-3 seen.
-BF16_ROUNDING = 1e-2
+# Losses after a few steps of bf16, where another order of adding changes more: 1e-4 was seen.
+BF16_ROUNDING = 2e-3
 
 
 def launch(folder: Path, *plans: str) -> None:
@@ -85,7 +85,7 @@ def largest_difference(first: Path, second: Path) -> float:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, process_group: None) -> Path:
-    """Runs of eight steps: straight, stopped at a random step, and moved 2 -> 1 -> 2 processes."""
+    """Runs of six steps: straight, stopped at a random step, and moved 2 -> 1 -> 2 processes."""
     folder = tmp_path_factory.mktemp("runs")
     draws = random.Random(0)
     first, second = [f"straight-fp32:{STEPS}:0:2:fp32:tr_dit"], []
