@@ -24,7 +24,13 @@ import pyarrow as pa
 from pydantic import Field
 
 from data_pipeline.fetch_config import FetchConfig, FetchError
-from data_pipeline.images import ImageConfig, ImageError, StoredImage, store_image
+from data_pipeline.images import (
+    STORED_COLUMNS,
+    ImageConfig,
+    ImageError,
+    StoredImage,
+    store_image,
+)
 from data_pipeline.jobs import InfrastructureError, Job, JobsConfig, run_job
 from data_pipeline.manifest import Outcome, Row
 from data_pipeline.shards import Sample
@@ -52,14 +58,7 @@ other statuses, timeout, connection_error, undecodable, too_large, refused_addre
 too_many_redirects.
 """
 # Ledger columns that download adds to those of the metadata.
-ADDED_COLUMNS = {
-    "final_url": "string",
-    "sha256": "string",
-    "num_bytes": "int64",
-    "image_extension": "string",
-    "image_width": "int64",
-    "image_height": "int64",
-}
+ADDED_COLUMNS = {"final_url": "string"} | STORED_COLUMNS
 FILTER_REASONS = ("duplicate", "too_small")  # the rest are failures
 NOT_ASKED_REASONS = ("duplicate", "refused_address", "invalid_url")
 UNANSWERED_REASONS = ("timeout", "connection_error")
@@ -163,15 +162,7 @@ class DownloadStep:
             )
         except (FetchError, ImageError) as error:
             return _without_image(item, error.reason, error.detail)
-        added = {
-            "final_url": response.url,
-            "sha256": hashlib.sha256(image.data).hexdigest(),
-            "num_bytes": len(image.data),
-            "image_extension": image.extension,
-            "image_width": image.width,
-            "image_height": image.height,
-        }
-        return _with_image(item, image, added)
+        return _with_image(item, image, {"final_url": response.url, **image.columns})
 
     def _check_outage(self, outcomes: Sequence[Outcome]) -> None:
         rows = [outcome.row for outcome in outcomes]

@@ -7,9 +7,10 @@ are settled in one place.
 
 from __future__ import annotations
 
+import hashlib
 import io
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from PIL import Image, ImageOps
 from pydantic import Field
@@ -21,6 +22,14 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 KEPT_FORMATS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 IMAGE_EXTENSIONS = ("jpg", "png", "webp")
 SAVE_FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
+# Ledger columns of a stored picture (`StoredImage.columns`), and their Arrow types.
+STORED_COLUMNS = {
+    "sha256": "string",
+    "num_bytes": "int64",
+    "image_extension": "string",
+    "image_width": "int64",
+    "image_height": "int64",
+}
 PILLOW_MAX_PIXELS = 178_956_970  # above it Pillow refuses by itself
 
 
@@ -53,6 +62,13 @@ class StoredImage:
     data: bytes
     width: int
     height: int
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """What the ledger says of it: a value for each of `STORED_COLUMNS`."""
+        digest = hashlib.sha256(self.data).hexdigest()
+        values = (digest, len(self.data), self.extension, self.width, self.height)
+        return dict(zip(STORED_COLUMNS, values, strict=True))
 
 
 def decode_image(data: bytes, config: ImageConfig) -> Image.Image:

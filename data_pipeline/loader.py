@@ -73,6 +73,22 @@ def make_loader(
     )
 
 
+def read_captions(
+    config: LoaderConfig, seed: int, count: int, storage: StorageConfig | None = None
+) -> tuple[str, ...]:
+    """Captions of the first ``count`` samples of the data's order, levels drawn, none dropped.
+
+    A function of its arguments alone. They are read from one shard of each dataset where that
+    suffices, so that nothing else has to be fetched.
+
+    Raises:
+        FileNotFoundError, ValueError: as of `make_loader`.
+    """
+    config = config.model_copy(update={"caption_dropout": 0.0, "window_shards": 1})
+    batches = LatentBatches(config, seed, Share(1, 0, 1, 1), storage or StorageConfig())
+    return tuple(batches[number].captions[0] for number in range(count))
+
+
 def outlive_sigterm(_worker: int) -> None:
     """Make a worker serve on for a while after SIGTERM.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from data_pipeline.loader_config import LoaderConfig
@@ -30,6 +31,17 @@ class BackboneSections(Section):
     mask_dit: MaskDiTConfig = section("t2i.models.mask_dit")
     text: TextEncoderConfig = section("t2i.encoders.text")
 
+    @property
+    def chosen_model(self) -> TRDiTConfig | SiTConfig | MaskDiTConfig:
+        """The section that ``launch.train.model`` names."""
+        match self.launch.model:
+            case "tr_dit":
+                return self.tr_dit
+            case "sit":
+                return self.sit
+            case "mask_dit":
+                return self.mask_dit
+
 
 def check_fits(sections: BackboneSections, training: TrainingConfig, loader: LoaderConfig) -> None:
     """Refuse settings of a stage that its model or its objective would ignore or cannot use.
@@ -46,9 +58,15 @@ def check_fits(sections: BackboneSections, training: TrainingConfig, loader: Loa
 
 
 def build_backbone(
-    sections: BackboneSections, training: TrainingConfig, device: torch.device
+    sections: BackboneSections,
+    training: TrainingConfig,
+    device: torch.device,
+    reference_captions: Sequence[str] = (),
 ) -> Backbone:
-    """The model with random weights drawn from ``training.seed``, and what conditions it."""
+    """The model with random weights drawn from ``training.seed``, and what conditions it.
+
+    ``reference_captions``: see `num_reference_captions`.
+    """
     import torch
 
     from t2i.models.mask_dit import MaskDiT
@@ -58,15 +76,26 @@ def build_backbone(
     torch.manual_seed(training.seed)
     match sections.launch.model:
         case "tr_dit":
-            return _build_tr_dit(sections, training, device)
+            return _build_tr_dit(sections, training, device, reference_captions)
         case "sit":
             return label_backbone(SiT(sections.sit), device)
         case "mask_dit":
             return label_backbone(MaskDiT(sections.mask_dit), device)
 
 
+def num_reference_captions(sections: BackboneSections, training: TrainingConfig) -> int:
+    """How many captions the model's references are drawn from; 0 = it needs none."""
+    objective = training.objective
+    if not isinstance(objective, ModelGuidanceConfig) or sections.launch.model != "tr_dit":
+        return 0
+    return objective.num_reference_captions if objective.num_references else 0
+
+
 def _build_tr_dit(
-    sections: BackboneSections, training: TrainingConfig, device: torch.device
+    sections: BackboneSections,
+    training: TrainingConfig,
+    device: torch.device,
+    reference_captions: Sequence[str],
 ) -> Backbone:
     import torch
 
@@ -76,7 +105,7 @@ def _build_tr_dit(
 
     dtype = torch.bfloat16 if training.precision == "bf16" else torch.float32
     encoder = load_text_encoder(sections.text, device, dtype)
-    return text_backbone(TRDiT(sections.tr_dit), encoder.encode, device)
+    return text_backbone(TRDiT(sections.tr_dit), encoder.encode, device, reference_captions)
 
 
 def _model_problems(
@@ -126,6 +155,12 @@ def _objective_problems(
         )
     if isinstance(training.objective, ModelGuidanceConfig):
         problems += _guidance_problems(training.objective, sections, loader)
+    elif sections.chosen_model.scale_input:
+        problems.append(
+            f"t2i.models.{name}.scale_input: objective {training.objective.name} feeds no scale; "
+            "set it to false, or the objective to "
+            "{name: model_guidance, scale: {low: 1.0, high: 2.0}}"
+        )
     return problems
 
 
@@ -134,7 +169,7 @@ def _guidance_problems(
 ) -> list[str]:
     key, problems = "t2i.training.objective", []
     try:
-        check_scale_input(config, network_takes_scale=False)
+        check_scale_input(config, sections.chosen_model.scale_input)
     except ValueError as error:
         problems.append(f"{key}: {error}")
     if isinstance(config.scale, AutoScale) and sections.launch.validation_samples == 0:
@@ -142,20 +177,34 @@ def _guidance_problems(
             f"{key}.scale: an automatic scale follows the validation loss; set "
             "launch.train.validation_samples (and data_pipeline.loader.held_out) above 0"
         )
-    if config.num_references > 0 and sections.launch.model == "tr_dit":
-        problems.append(
-            f"{key}.num_references draws among all conditions, and captions cannot be listed; set "
-            "it to 0 (the empty caption), or train on classes"
-        )
-    num_classes = {"sit": sections.sit.num_classes, "mask_dit": sections.mask_dit.num_classes}
-    if config.num_references > num_classes.get(sections.launch.model, config.num_references):
-        problems.append(
-            f"{key}.num_references {config.num_references}: the model has "
-            f"{num_classes[sections.launch.model]} classes; set at most that many"
-        )
+    problems += _reference_problems(config, sections)
     if config.num_references == 0 and loader.caption_dropout == 0:
         problems.append(
             f"{key}: the null condition is never trained; set data_pipeline.loader.caption_dropout "
             "above 0 (the paper: 0.1), or contrast with num_references other conditions"
+        )
+    return problems
+
+
+def _reference_problems(config: ModelGuidanceConfig, sections: BackboneSections) -> list[str]:
+    key, name, problems = "t2i.training.objective", sections.launch.model, []
+    num_captions = config.num_reference_captions
+    if config.num_references > num_captions and name == "tr_dit":
+        problems.append(
+            f"{key}.num_references {config.num_references}: they are drawn from "
+            f"num_reference_captions {num_captions}; set at most that many, or more captions"
+        )
+    uses_captions = name == "tr_dit" and config.num_references > 0
+    if num_captions != ModelGuidanceConfig().num_reference_captions and not uses_captions:
+        problems.append(
+            f"{key}.num_reference_captions {num_captions}: only tr_dit with num_references above 0 "
+            f"draws captions (the model is {name}, num_references {config.num_references}); leave "
+            "it out"
+        )
+    num_classes = {"sit": sections.sit.num_classes, "mask_dit": sections.mask_dit.num_classes}
+    if name in num_classes and config.num_references > num_classes[name]:
+        problems.append(
+            f"{key}.num_references {config.num_references}: the model has {num_classes[name]} "
+            "classes; set at most that many"
         )
     return problems

@@ -39,7 +39,7 @@ code { background: #f4f4f4; padding: 0 .3em; font-size: 85% } .note { color: #77
 
 
 class ReportConfig(Section):
-    """Which folders to read; ``samples`` holds <model>/<guidance>/*.png."""
+    """Which folders to read; ``samples`` holds <model>/<guidance>/, as t2i.sample writes it."""
 
     title: str = "Token-sparse text-to-image, in miniature"
     source: str = "outputs/demo/source"
@@ -193,24 +193,19 @@ def smoothed(values: Sequence[float], half_life: float = 5.0) -> list[float]:
 
 def sample_grids(folder: Path) -> str:
     """One table per model: a row per guidance, a column per prompt and seed."""
-    from PIL import Image
+    from t2i.sampling.image_folder import read_image_list
 
     blocks = []
     for model in sorted(path for path in folder.iterdir() if path.is_dir()):
         header, rows = "", []
         for guidance in guidance_folders(model):
-            pictures, prompts = [], []
-            for path in sorted(guidance.glob("*.png")):
-                with Image.open(path) as image:
-                    if "prompt" in image.info:
-                        prompts.append(str(image.info["prompt"]))
-                        pictures.append(image_tag(path.read_bytes(), "png", "pixel"))
-            shown = pictures[:NUM_SAMPLE_COLUMNS]
+            shown = read_image_list(guidance)[:NUM_SAMPLE_COLUMNS]
             header = "".join(
                 f'<th class=note style="text-align:left;font-weight:normal;font-size:70%">{html.escape(prompt)}</th>'
-                for prompt in prompts[:NUM_SAMPLE_COLUMNS]
+                for _, prompt in shown
             )
-            cells = "".join(f"<td>{picture}</td>" for picture in shown)
+            pictures = [image_tag(path.read_bytes(), "png", "pixel") for path, _ in shown]
+            cells = "".join(f"<td>{picture}</td>" for picture in pictures)
             rows.append(f"<tr><td>{guidance.name}</td>{cells}</tr>")
         blocks.append(
             f"<h3>{html.escape(model.name)}</h3><table><tr><th></th>{header}</tr>{''.join(rows)}</table>"

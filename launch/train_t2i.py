@@ -22,7 +22,12 @@ from typing import TYPE_CHECKING
 
 from data_pipeline.loader_config import LoaderConfig
 from data_pipeline.storage import StorageConfig
-from launch.backbones import BackboneSections, build_backbone, check_fits
+from launch.backbones import (
+    BackboneSections,
+    build_backbone,
+    check_fits,
+    num_reference_captions,
+)
 from launch.config import StageConfig, stage_section
 from t2i.config import (
     ConfigError,
@@ -155,13 +160,22 @@ def build_run(
     device: torch.device,
 ) -> Run:
     """Backbone and data of a stage, as the trainer wants them."""
-    from t2i.training.run import Run
+    from data_pipeline.loader import read_captions
+    from t2i.training.run import Run, lacks_scale_input, with_new_scale_input
 
+    num_captions = num_reference_captions(config, training)
+    captions: tuple[str, ...] = ()
+    if num_captions:
+        captions = read_captions(loader, training.seed, num_captions, config.storage)
+    backbone = build_backbone(config, training, device, captions)
+    if lacks_scale_input(start, backbone.model):
+        _say(f"{start.source} has no scale input: a new one is added, without effect at first")
+        start = with_new_scale_input(start, backbone.model)
     return Run(
         name=f"stage {number}",
         folder=Path(stage.folder),
         config=training,
-        backbone=build_backbone(config, training, device),
+        backbone=backbone,
         batches=make_batches(loader, training, config.storage),
         validation=make_validation(loader, training, config),
         start=start,

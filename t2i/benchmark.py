@@ -43,6 +43,8 @@ from t2i.models.macs import forward_macs, from_route_macs, shared_macs
 from t2i.models.tr_dit_config import TRDiTConfig
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from t2i.models.tr_dit import TRDiT
     from t2i.sampling.sampler import GuidedField
 
@@ -177,15 +179,17 @@ def forward_cases(subject: Subject) -> list[Case]:
     settings, batch = subject.settings, len(subject.latents)
     timestep_B = torch.full((batch,), TIMESTEP, device=subject.device)
     text = subject.model.prepare_text(subject.text.states, subject.text.mask)
+    scale_B = torch.ones_like(timestep_B) if subject.config.scale_input else None
     cases = []
     for gamma in settings.gammas:
         ids = torch.arange(batch)
         keep_ids = draw_keep_ids(0, "benchmark", 0, ids, subject.num_tokens, gamma, subject.device)
-        arguments = (subject.latents, timestep_B, text, keep_ids if gamma else None)
         macs = forward_macs(subject.config, subject.num_tokens, settings.text_tokens, gamma)
 
-        def run(arguments: tuple[Any, ...] = arguments) -> object:
-            return subject.model(*arguments)
+        def run(keep_ids: Tensor | None = keep_ids if gamma else None) -> object:
+            return subject.model(
+                subject.latents, timestep_B, text, keep_ids, guidance_scale_B=scale_B
+            )
 
         cases.append(Case(f"gamma {gamma:g}", run, batch, 2.0 * macs * batch))
     return cases

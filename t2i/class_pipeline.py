@@ -33,10 +33,10 @@ from t2i.image_pipeline import (
 )
 from t2i.models.epsilon import EpsilonToVelocity
 from t2i.models.mask_dit import MaskDiT, load_mask_dit
+from t2i.models.routes import RoutingDraw
 from t2i.models.sit import SiT, load_sit
 from t2i.models.storage import CLASS_KEY, CONFIG_NAME
 from t2i.sampling.sampler import RUN_SEED
-from t2i.sampling.sampling_config import RoutingDraw
 
 ClassModel = SiT | MaskDiT | EpsilonToVelocity
 
@@ -111,6 +111,7 @@ class ClassToImagePipeline(ImagePipeline):
         solver: str = "euler",
         shift: float | Literal["resolution"] = 1.0,
         routing_draw: RoutingDraw = "fixed",
+        model_scale: float | None = None,
     ) -> PipelineOutput:
         """Make images.
 
@@ -137,6 +138,7 @@ class ClassToImagePipeline(ImagePipeline):
             solver,
             shift,
             routing_draw,
+            model_scale,
         )
 
     def conditions(

@@ -30,6 +30,7 @@ DEFAULT_CONFIG = REPO_FOLDER / "configs" / "nano.yaml"
 # Every section a config file may have. The fields live beside the components.
 SECTIONS = (
     "data_pipeline.source",
+    "data_pipeline.class_folders",
     "data_pipeline.download",
     "data_pipeline.filter",
     "data_pipeline.latents",

@@ -2,7 +2,7 @@
 
     python -m t2i.evaluate shapes outputs/nano/samples/none outputs/nano/samples/sg
 
-``shapes`` compares pictures with the Shapes prompts in their metadata, by an analytic detector.
+``shapes`` compares pictures with the Shapes prompts they were made from, by an analytic detector.
 Each folder gets a scores.json; the table on the console puts the folders side by side.
 """
 
@@ -45,22 +45,16 @@ def evaluate_shapes(folder: Path) -> dict[str, float]:
     """Score the PNGs of a folder and write ``scores.json`` beside them.
 
     Raises:
-        ValueError: the folder holds no PNG with a prompt in its metadata.
+        FileNotFoundError: the folder holds no finished set of images.
     """
     from PIL import Image
 
     from t2i.evaluation.shapes_eval import as_dict, score_images
+    from t2i.sampling.image_folder import read_image_list
 
-    prompts, images = [], []
-    for path in sorted(folder.glob("*.png")):
-        with Image.open(path) as image:
-            # The contact sheet carries no prompt.
-            if "prompt" in image.info:
-                prompts.append(image.info["prompt"])
-                images.append(image.convert("RGB"))
-    if not images:
-        raise ValueError(f"{folder}: no PNG with a prompt in its metadata; make some: t2i.sample")
-    scores = as_dict(score_images(prompts, images))
+    listed = read_image_list(folder)
+    images = [Image.open(path).convert("RGB") for path, _ in listed]
+    scores = as_dict(score_images([prompt for _, prompt in listed], images))
     (folder / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
     return scores
 

@@ -15,8 +15,8 @@ from t2i.guidance.branches import Condition, Guidance
 from t2i.guidance.methods import make_guidance
 from t2i.guidance.schedules import Schedule
 from t2i.models.backbone import Backbone
+from t2i.models.routes import RoutingDraw
 from t2i.sampling.sampler import Given, sample_latents
-from t2i.sampling.sampling_config import RoutingDraw
 
 if TYPE_CHECKING:
     import numpy
@@ -68,6 +68,7 @@ class ImagePipeline:
         solver: str,
         shift: float | Literal["resolution"],
         routing_draw: RoutingDraw,
+        model_scale: float | None,
     ) -> PipelineOutput:
         """Images of conditions; arguments as in the pipelines' `__call__` and `sample_latents`."""
 
@@ -88,6 +89,7 @@ class ImagePipeline:
             shift=self.resolution_shift(latent_shape) if shift == "resolution" else shift,
             on_step=on_step,
             bernoulli=routing_draw == "bernoulli",
+            model_scale=model_scale,
         )
         images = latents if output_type == "latent" else self.decode(latents, output_type)
         return PipelineOutput(images, tuple(seeds))

@@ -34,10 +34,11 @@ from t2i.image_pipeline import (
     choose_guidance,
     choose_seeds,
 )
+from t2i.models.routes import RoutingDraw
 from t2i.models.storage import WEIGHTS_NAME, save_transformer
 from t2i.models.tr_dit import TRDiT, load_transformer
 from t2i.sampling.sampler import RUN_SEED, ConditionText, Given
-from t2i.sampling.sampling_config import RANDOM_PROMPTS, RoutingDraw
+from t2i.sampling.sampling_config import RANDOM_PROMPTS
 
 INDEX_NAME = "model_index.json"
 ConfigT = TypeVar("ConfigT", VAEConfig, TextEncoderConfig)
@@ -120,6 +121,7 @@ class TextToImagePipeline(ImagePipeline):
         solver: str = "euler",
         shift: float | Literal["resolution"] = 1.0,
         routing_draw: RoutingDraw = "fixed",
+        model_scale: float | None = None,
         random_prompts: Sequence[str] = RANDOM_PROMPTS,
     ) -> PipelineOutput:
         """Make images.
@@ -141,6 +143,8 @@ class TextToImagePipeline(ImagePipeline):
                 T_ref the number of tokens at the size that the pipeline is made for.
             routing_draw: "fixed": a branch keeps the same number of tokens in each image;
                 "bernoulli": each token with probability 1 - gamma.
+            model_scale: the scale w that a model trained with a scale input is fed; None = 1,
+                plain. It guides without a second branch, and composes with every guidance.
             random_prompts: what guidance icg draws its independent conditions from.
 
         Raises:
@@ -161,6 +165,7 @@ class TextToImagePipeline(ImagePipeline):
             solver,
             shift,
             routing_draw,
+            model_scale,
         )
 
     def encode(

@@ -10,7 +10,8 @@
 
 Each PNG carries its prompt or class, seed, guidance and checkpoint hash in its metadata. Run again,
 the command makes only the images that are missing or were made with other settings. Without prompts
-it takes built-in ones of the Shapes world. Under `accelerate launch` the images are shared out
+it takes built-in ones of the Shapes world. images.jsonl lists the images of the last finished
+call, which `t2i.evaluate` reads; others may lie beside them. Under `accelerate launch` the images are shared out
 among the processes.
 """
 
@@ -84,6 +85,11 @@ def build_parser() -> argparse.ArgumentParser:
     guidance.add_argument(
         "--aux", metavar="CHECKPOINT", help="weaker network, for guidance ag and ag+sg"
     )
+    guidance.add_argument(
+        "--model-scale",
+        metavar="W",
+        help="scale that is fed to a model trained with scale_input; 1 means no guidance",
+    )
     what = parser.add_argument_group("what to make")
     what.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="may repeat")
     what.add_argument(
@@ -144,12 +150,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     # Dealt out by number, not by what is missing, which the processes see at different moments.
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if rank == 0:
+        folder.begin(jobs)
     own = folder.missing(jobs[rank::world_size])
     if own:
         pipeline = load_pipeline(config, is_class_model=args.classes is not None)
         make_images(pipeline, own, folder, config)
     if not folder.missing(jobs):
-        LOG.info("contact sheet: %s", folder.write_contact_sheet(jobs))
+        LOG.info("contact sheet: %s", folder.finish(jobs))
     return 0
 
 
@@ -278,6 +286,8 @@ def settings_of(config: Config) -> dict[str, str]:
         "size": "x".join(map(str, sampling.size)) if sampling.size else "default",
         "dtype": sampling.dtype,
     }
+    if sampling.model_scale is not None:
+        settings["model_scale"] = str(sampling.model_scale)
     if sampling.aux is not None:
         settings["aux"] = checkpoint_hash(Path(sampling.aux))
     return settings
@@ -336,6 +346,7 @@ def make_images(
             "solver": sampling.solver,
             "shift": sampling.shift,
             "routing_draw": sampling.routing_draw,
+            "model_scale": sampling.model_scale,
         }
         done = 0
         for batch in batches:

@@ -14,6 +14,7 @@ REPO = Path(__file__).resolve().parent.parent
 CONFIGS = sorted((REPO / "configs").glob("*.yaml"))
 COMMANDS = (
     "data_pipeline.sources.shapes",
+    "data_pipeline.sources.class_folders",
     "data_pipeline.download",
     "data_pipeline.filter",
     "data_pipeline.latents",

@@ -20,8 +20,10 @@ class Backbone(Protocol):
     def parameters(self) -> Iterator[nn.Parameter]:
         """The weights."""
 
-    def embed(self, latents_BCHW: Tensor, timestep_B: Tensor, /) -> Any:
-        """x_t and t in [0, 1] to the hidden state before the first block."""
+    def embed(
+        self, latents_BCHW: Tensor, timestep_B: Tensor, guidance_scale_B: Tensor | None = None, /
+    ) -> Any:
+        """x_t, t in [0, 1] and (with a scale input) w to the hidden state before the first block."""
 
     def before_route(self, hidden: Any, condition: Any, skip_blocks: Sequence[int] = (), /) -> Any:
         """The blocks before the first route."""

@@ -74,11 +74,14 @@ class EpsilonToVelocity(nn.Module):
         self.model = model
         self.config = model.config
 
-    def embed(self, latents_BCHW: Tensor, timestep_B: Tensor) -> EpsilonHidden:
+    def embed(
+        self, latents_BCHW: Tensor, timestep_B: Tensor, guidance_scale_B: Tensor | None = None
+    ) -> EpsilonHidden:
         """x_t (B, C, H, W) and t (B,) in [0, 1], 0 = noise, as of any velocity model."""
         step_B, timestep_B = nearest_step(timestep_B)
         scale_B = (timestep_B**2 + (1 - timestep_B) ** 2).rsqrt()  # a + b
-        hidden = self.model.embed(latents_BCHW * scale_B.view(-1, 1, 1, 1), step_B)
+        scaled_BCHW = latents_BCHW * scale_B.view(-1, 1, 1, 1)
+        hidden = self.model.embed(scaled_BCHW, step_B, guidance_scale_B)
         return EpsilonHidden(hidden, latents_BCHW, timestep_B)
 
     def before_route(

@@ -151,17 +151,34 @@ class LowRankModulation(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
-    """t in [0, 1] -> sinusoids -> MLP -> SiLU, (B, D): what every modulation reads."""
+    """t in [0, 1] (or a guidance scale) -> sinusoids -> MLP, (B, D); `zero`: zero at the start."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, zero: bool = False) -> None:
         super().__init__()
         self.hidden = Linear(2 * NUM_TIME_FREQUENCIES, width)
-        self.out = Linear(width, width)
+        self.out = Linear(width, width, zero)
 
     def forward(self, timestep_B: Tensor) -> Tensor:
         """timestep_B in float32; sinusoids are computed there, the rest in the weights' dtype."""
         sinusoids = time_sinusoids(timestep_B).to(self.hidden.weight.dtype)
-        return F.silu(self.out(F.silu(self.hidden(sinusoids))))
+        return self.out(F.silu(self.hidden(sinusoids)))
+
+
+def add_scale(
+    time_BD: Tensor, embedding: nn.Module | None, guidance_scale_B: Tensor | None
+) -> Tensor:
+    """The embedding of time plus that of the guidance scale, where a network has that input.
+
+    Raises:
+        ValueError: a scale for a network without the input, or none for one with it.
+    """
+    if embedding is None and guidance_scale_B is not None:
+        raise ValueError(
+            "this model has no scale input: leave the guidance scale out (config key: scale_input)"
+        )
+    if embedding is not None and guidance_scale_B is None:
+        raise ValueError("this model has a scale input (config key: scale_input): give a scale")
+    return time_BD if embedding is None else time_BD + embedding(guidance_scale_B)
 
 
 def time_sinusoids(timestep_B: Tensor, scale: float = TIME_SCALE) -> Tensor:

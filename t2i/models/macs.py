@@ -11,6 +11,7 @@ and of scores with values.
 from __future__ import annotations
 
 from t2i.models.mask_dit_config import MaskDiTConfig
+from t2i.models.routes import first_routed
 from t2i.models.sit_config import SiTConfig
 from t2i.models.tr_dit_config import TRDiTConfig
 
@@ -102,9 +103,10 @@ def decoder_macs(
 
 
 def ends_macs(config: Backbone, num_tokens: int) -> tuple[int, int]:
-    """MACs of (patch embedding and time embedding, head)."""
+    """MACs of (embeddings of patches, of time and perhaps of the guidance scale, head)."""
     width, patch_area = config.width, config.patch_size**2
-    embed = num_tokens * config.in_channels * patch_area * width + TIME_SINUSOIDS * width + width**2
+    embed = num_tokens * config.in_channels * patch_area * width
+    embed += (1 + config.scale_input) * (TIME_SINUSOIDS * width + width**2)
     head_width, head_channels = width, config.in_channels
     if isinstance(config, SiTConfig):
         head_channels = config.head_channels
@@ -122,8 +124,7 @@ def can_drop_tokens(config: Backbone) -> bool:
 def _num_shared_blocks(config: Backbone) -> int:
     if isinstance(config, MaskDiTConfig):
         return 0
-    routes = config.resolved_routes
-    return routes[0][0] if routes else config.num_layers
+    return first_routed(config.resolved_routes, config.num_layers)
 
 
 def _num_sparse_blocks(config: Backbone) -> int:

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from t2i.models.layers import add_scale
 from t2i.models.mask_dit_config import MaskDiTConfig
 from t2i.models.routing import blocks_left, gather_tokens, scatter_tokens
 from t2i.models.sit import Hidden
@@ -53,6 +54,8 @@ class MaskDiT(nn.Module):
             Block(decoder_width, config.decoder_heads, width) for _ in range(config.decoder_layers)
         )
         self.head = Head(decoder_width, width, config.in_channels * config.patch_size**2)
+        # drawn last, so that a seed gives all other weights with and without it
+        self.scale = TimeEmbedding(width, zero=True) if config.scale_input else None
 
     @classmethod
     def from_config(cls, config: MaskDiTConfig) -> MaskDiT:
@@ -67,6 +70,7 @@ class MaskDiT(nn.Module):
         keep_ids_BK: Tensor | None = None,
         keep_mask_BK: Tensor | None = None,
         skip_blocks: Sequence[int] = (),
+        guidance_scale_B: Tensor | None = None,
     ) -> Tensor:
         """The velocity at (latents, t) for a class.
 
@@ -78,22 +82,27 @@ class MaskDiT(nn.Module):
             keep_mask_BK: (B, K) bool, False = a place that only fills up the row of a sample that
                 sees fewer than K tokens (`routing.draw_keep`); None = all are visible.
             skip_blocks: encoder blocks that are left out for the whole batch (S2 guidance).
+            guidance_scale_B: (B,) float32, w of model-guidance (1 = plain, 0 with the null
+                condition), for a model with a scale input and only there.
 
         Returns:
             v = data - noise for every token, the shape and dtype of `latents_BCHW`.
 
         Raises:
-            ValueError: sizes that do not divide.
+            ValueError: sizes that do not divide, a missing or unwanted scale.
         """
-        hidden = self.embed(latents_BCHW, timestep_B)
+        hidden = self.embed(latents_BCHW, timestep_B, guidance_scale_B)
         hidden = self.before_route(hidden, labels_B, skip_blocks)
         velocity = self.from_route(hidden, labels_B, keep_ids_BK, keep_mask_BK, skip_blocks)
         return velocity.to(latents_BCHW.dtype)
 
-    def embed(self, latents_BCHW: Tensor, timestep_B: Tensor) -> Hidden:
-        """Patches to tokens with positions, time to its embedding."""
+    def embed(
+        self, latents_BCHW: Tensor, timestep_B: Tensor, guidance_scale_B: Tensor | None = None
+    ) -> Hidden:
+        """Patches to tokens with positions, time (and guidance scale) to an embedding."""
         grid = self.patch.grid(latents_BCHW)
-        return Hidden(self.patch(latents_BCHW), self.time(timestep_B), grid)
+        time_BD = add_scale(self.time(timestep_B), self.scale, guidance_scale_B)
+        return Hidden(self.patch(latents_BCHW), time_BD, grid)
 
     def before_route(
         self, hidden: Hidden, labels_B: Tensor, skip_blocks: Sequence[int] = ()

@@ -1,8 +1,12 @@
-"""Routes of a model in its config; free of torch."""
+"""Routes of a model, and kinds of routing draws, in configs; free of torch."""
 
 from __future__ import annotations
 
+from typing import Literal
+
 Routes = tuple[tuple[int, int], ...]
+# How samples draw the tokens that they keep, see `t2i.models.routing.draw_keep`.
+RoutingDraw = Literal["fixed", "bernoulli"]
 
 
 def resolve_routes(routes: Routes, num_layers: int) -> Routes:
@@ -27,3 +31,8 @@ def resolve_routes(routes: Routes, num_layers: int) -> Routes:
             )
         resolved.append((first, last))
     return tuple(resolved)
+
+
+def first_routed(routes: Routes, num_layers: int) -> int:
+    """The first layer that tokens can skip; `num_layers` when there are no (resolved) routes."""
+    return routes[0][0] if routes else num_layers

@@ -6,13 +6,14 @@ Shape suffixes: B samples, T tokens, K kept tokens, D width.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from t2i import rng
+from t2i.models.routes import Routes
 
 
 def num_kept(num_tokens: int, gamma: float) -> int:
@@ -65,6 +66,12 @@ class Kept:
 
     ids_BK: Tensor
     mask_BK: Tensor | None = None
+
+    def of_route(self, number: int) -> Kept:
+        """The draw of a route, where ids and mask are (routes, B, K); else the one for all routes."""
+        if self.ids_BK.ndim == 2:
+            return self
+        return Kept(self.ids_BK[number], None if self.mask_BK is None else self.mask_BK[number])
 
 
 def draw_keep(
@@ -131,9 +138,32 @@ def scatter_tokens(
     return merged.view_as(tokens_BTD)
 
 
-def of_route(draw: Tensor | None, number: int) -> Tensor | None:
-    """The (B, K) draw of a route, from one for all routes or (routes, B, K), one for each."""
-    return draw if draw is None or draw.ndim == 2 else draw[number]
+def segments(
+    routes: Routes,
+    num_layers: int,
+    keep_ids_BK: Tensor | None,
+    keep_mask_BK: Tensor | None,
+    skip_blocks: Sequence[int],
+) -> Iterator[tuple[list[int], Kept | None]]:
+    """The blocks from the first route on, each run of them with the tokens that it sees (None = all).
+
+    Args:
+        routes: resolved.
+        num_layers: of the network.
+        keep_ids_BK, keep_mask_BK: of `Kept`, one draw for all routes, or (routes, B, K) one for
+            each; None = dense.
+        skip_blocks: blocks that are left out.
+
+    Raises:
+        ValueError: kept tokens for a network without routes.
+    """
+    if keep_ids_BK is not None and not routes:
+        raise ValueError("this model has no routes, so gamma must be 0 (config key: routes)")
+    next_routed = [*(first for first, _ in routes[1:]), num_layers]
+    kept = None if keep_ids_BK is None else Kept(keep_ids_BK, keep_mask_BK)
+    for number, (first, last) in enumerate(routes):
+        yield blocks_left(first, last + 1, skip_blocks), kept and kept.of_route(number)
+        yield blocks_left(last + 1, next_routed[number], skip_blocks), None
 
 
 def blocks_left(start: int, stop: int, skip_blocks: Sequence[int]) -> list[int]:

@@ -18,7 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from t2i.models.routing import blocks_left, gather_tokens, of_route, scatter_tokens
+from t2i.models.layers import add_scale
+from t2i.models.routes import first_routed
+from t2i.models.routing import Kept, blocks_left, gather_tokens, scatter_tokens, segments
 from t2i.models.sit_config import SiTConfig
 from t2i.models.sit_layers import (
     Block,
@@ -59,6 +61,8 @@ class SiT(nn.Module):
             Block(width, config.num_heads, width) for _ in range(config.num_layers)
         )
         self.head = Head(width, width, config.head_channels * patch_size**2)
+        # drawn last, so that a seed gives all other weights with and without it
+        self.scale = TimeEmbedding(width, zero=True) if config.scale_input else None
 
     @classmethod
     def from_config(cls, config: SiTConfig) -> SiT:
@@ -73,6 +77,7 @@ class SiT(nn.Module):
         keep_ids_BK: Tensor | None = None,
         keep_mask_BK: Tensor | None = None,
         skip_blocks: Sequence[int] = (),
+        guidance_scale_B: Tensor | None = None,
     ) -> Tensor:
         """The prediction at (latents, t) for a class.
 
@@ -86,6 +91,8 @@ class SiT(nn.Module):
             keep_mask_BK: bool of the same shape, False = a place that only fills up the row of a
                 sample that keeps fewer than K tokens (`routing.draw_keep`); None = all kept.
             skip_blocks: blocks that are left out for the whole batch (S2 guidance).
+            guidance_scale_B: (B,) float32, w of model-guidance (1 = plain, 0 with the null
+                condition), for a model with a scale input and only there.
 
         Returns:
             In the dtype of `latents_BCHW`. Velocity models: v = data - noise, (B, C, H, W).
@@ -93,24 +100,29 @@ class SiT(nn.Module):
             then DiT's interpolation weight of the variance.
 
         Raises:
-            ValueError: sizes that do not divide, or kept tokens for a model without routes.
+            ValueError: sizes that do not divide, kept tokens for a model without routes, a missing
+                or unwanted scale.
         """
-        hidden = self.embed(latents_BCHW, timestep_B)
+        hidden = self.embed(latents_BCHW, timestep_B, guidance_scale_B)
         hidden = self.before_route(hidden, labels_B, skip_blocks)
         prediction = self.from_route(hidden, labels_B, keep_ids_BK, keep_mask_BK, skip_blocks)
         return prediction.to(latents_BCHW.dtype)
 
-    def embed(self, latents_BCHW: Tensor, timestep_B: Tensor) -> Hidden:
-        """Patches to tokens with positions, time to its embedding."""
+    def embed(
+        self, latents_BCHW: Tensor, timestep_B: Tensor, guidance_scale_B: Tensor | None = None
+    ) -> Hidden:
+        """Patches to tokens with positions, time (and guidance scale) to an embedding."""
         grid = self.patch.grid(latents_BCHW)
-        return Hidden(self.patch(latents_BCHW), self.time(timestep_B), grid)
+        time_BD = add_scale(self.time(timestep_B), self.scale, guidance_scale_B)
+        return Hidden(self.patch(latents_BCHW), time_BD, grid)
 
     def before_route(
         self, hidden: Hidden, labels_B: Tensor, skip_blocks: Sequence[int] = ()
     ) -> Hidden:
         """The blocks before the first route (all of them when there is none)."""
         condition_BD = self._condition(hidden, labels_B)
-        return self._run(hidden, condition_BD, blocks_left(0, self._first_routed, skip_blocks))
+        stop = first_routed(self.config.resolved_routes, self.config.num_layers)
+        return self._run(hidden, condition_BD, blocks_left(0, stop, skip_blocks))
 
     def from_route(
         self,
@@ -121,66 +133,35 @@ class SiT(nn.Module):
         skip_blocks: Sequence[int] = (),
     ) -> Tensor:
         """The routed blocks, those after, and the head; arguments as in `forward`."""
-        routes = self.config.resolved_routes
-        if keep_ids_BK is not None and not routes:
-            raise ValueError("this model has no routes, so gamma must be 0 (config key: routes)")
         condition_BD = self._condition(hidden, labels_B)
-        done = self._first_routed
-        for number, (first, last) in enumerate(routes):
-            hidden = self._run(hidden, condition_BD, blocks_left(done, first, skip_blocks))
-            routed = blocks_left(first, last + 1, skip_blocks)
-            keep_ids = of_route(keep_ids_BK, number)
-            if keep_ids is None:
-                hidden = self._run(hidden, condition_BD, routed)
-            else:
-                keep_mask = of_route(keep_mask_BK, number)
-                hidden = self._run_routed(hidden, condition_BD, routed, keep_ids, keep_mask)
-            done = last + 1
-        last_blocks = blocks_left(done, self.config.num_layers, skip_blocks)
-        hidden = self._run(hidden, condition_BD, last_blocks)
+        routes, num_layers = self.config.resolved_routes, self.config.num_layers
+        for blocks, kept in segments(routes, num_layers, keep_ids_BK, keep_mask_BK, skip_blocks):
+            hidden = self._run(hidden, condition_BD, blocks, kept)
         patches_BTP = self.head(hidden.tokens_BTD, condition_BD)
         prediction = unpatchify(patches_BTP, hidden.grid, self.config.patch_size)
         is_velocity = self.config.prediction == "velocity"
         return prediction[:, : self.config.in_channels] if is_velocity else prediction
 
-    @property
-    def _first_routed(self) -> int:
-        routes = self.config.resolved_routes
-        return routes[0][0] if routes else self.config.num_layers
-
     def _condition(self, hidden: Hidden, labels_B: Tensor) -> Tensor:
         """What every modulation reads, (B, D)."""
         return F.silu(hidden.time_BD + self.label(labels_B))
-
-    def _run_routed(
-        self,
-        hidden: Hidden,
-        condition_BD: Tensor,
-        blocks: Sequence[int],
-        keep_ids_BK: Tensor,
-        keep_mask_BK: Tensor | None,
-    ) -> Hidden:
-        """Blocks on the kept tokens; the others stand aside."""
-        kept = replace(hidden, tokens_BTD=gather_tokens(hidden.tokens_BTD, keep_ids_BK))
-        kept = self._run(kept, condition_BD, blocks, keep_mask_BK)
-        merged_BTD = scatter_tokens(hidden.tokens_BTD, kept.tokens_BTD, keep_ids_BK, keep_mask_BK)
-        return replace(hidden, tokens_BTD=merged_BTD)
 
     def _run(
         self,
         hidden: Hidden,
         condition_BD: Tensor,
         blocks: Sequence[int],
-        token_mask_BT: Tensor | None = None,
+        kept: Kept | None = None,
     ) -> Hidden:
-        """Some blocks, in order; nobody attends to tokens whose mask is False."""
-        tokens_BTD = run_blocks(
-            [self.blocks[i] for i in blocks],
-            hidden.tokens_BTD,
-            condition_BD,
-            self.config.gradient_checkpointing,
-            token_mask_BT,
-        )
+        """Some blocks, in order, on all tokens or on the kept ones; the others stand aside."""
+        tokens_BTD, mask_BK = hidden.tokens_BTD, None
+        if kept is not None:
+            tokens_BTD, mask_BK = gather_tokens(tokens_BTD, kept.ids_BK), kept.mask_BK
+        own = [self.blocks[i] for i in blocks]
+        recompute = self.config.gradient_checkpointing
+        tokens_BTD = run_blocks(own, tokens_BTD, condition_BD, recompute, mask_BK)
+        if kept is not None:
+            tokens_BTD = scatter_tokens(hidden.tokens_BTD, tokens_BTD, kept.ids_BK, mask_BK)
         return replace(hidden, tokens_BTD=tokens_BTD)
 
 

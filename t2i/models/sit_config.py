@@ -26,6 +26,8 @@ class ClassConditionalConfig(Section):
     in_channels: int = Field(default=4, ge=1)
     patch_size: int = Field(default=2, ge=1)
     num_classes: int = Field(default=1000, ge=1)
+    # take the guidance scale as an input (model-guidance with an interval of scales feeds it)
+    scale_input: bool = False
     # recompute each block in the backward pass: less memory, a third more time
     gradient_checkpointing: bool = False
 

@@ -93,12 +93,15 @@ def unpatchify(patches_BTP: Tensor, grid: tuple[int, int], patch_size: int) -> T
 
 
 class TimeEmbedding(nn.Module):
-    """Time -> sinusoids -> MLP, (B, E). Time is taken as it is: t in [0, 1], or a diffusion step."""
+    """Time -> sinusoids -> MLP, (B, E); `zero`: zero at the start.
 
-    def __init__(self, width: int) -> None:
+    Time is taken as it is: t in [0, 1], a diffusion step, or a guidance scale in its place.
+    """
+
+    def __init__(self, width: int, zero: bool = False) -> None:
         super().__init__()
         self.hidden = Linear(2 * NUM_TIME_FREQUENCIES, width, EMBEDDING_STD)
-        self.out = Linear(width, width, EMBEDDING_STD)
+        self.out = Linear(width, width, 0.0 if zero else EMBEDDING_STD)
 
     def forward(self, timestep_B: Tensor) -> Tensor:
         """timestep_B in float32; sinusoids are computed there, the rest in the weights' dtype."""

@@ -27,11 +27,13 @@ from t2i.models.layers import (
     SelfAttention,
     SwiGLU,
     TimeEmbedding,
+    add_scale,
     modulate,
     rms_norm,
 )
 from t2i.models.rope import Rotation, axial_rotation, text_rotation
-from t2i.models.routing import blocks_left, gather_tokens, of_route, scatter_tokens
+from t2i.models.routes import first_routed
+from t2i.models.routing import Kept, blocks_left, gather_tokens, scatter_tokens, segments
 from t2i.models.storage import load_model
 from t2i.models.tr_dit_config import TRDiTConfig
 
@@ -194,6 +196,8 @@ class TRDiT(nn.Module):
         blocks = [Block(config) for _ in range(config.num_layers)]
         self.blocks: list[Block] = nn.ModuleList(blocks)  # type: ignore[assignment]
         self.head = Head(config)
+        # drawn last, so that a seed gives all other weights with and without it
+        self.scale = TimeEmbedding(config.width, zero=True) if config.scale_input else None
 
     @classmethod
     def from_config(cls, config: TRDiTConfig) -> TRDiT:
@@ -229,6 +233,7 @@ class TRDiT(nn.Module):
         keep_ids_BK: Tensor | None = None,
         keep_mask_BK: Tensor | None = None,
         skip_blocks: Sequence[int] = (),
+        guidance_scale_B: Tensor | None = None,
     ) -> Tensor:
         """The velocity at (latents, t) for a text.
 
@@ -241,20 +246,25 @@ class TRDiT(nn.Module):
             keep_mask_BK: bool of the same shape, False = a place that only fills up the row of a
                 sample that keeps fewer than K tokens (`routing.draw_keep`); None = all kept.
             skip_blocks: blocks that are left out for the whole batch (S2 guidance).
+            guidance_scale_B: (B,) float32, w of model-guidance (1 = plain, 0 with the null
+                condition), for a model with a scale input and only there.
 
         Returns:
             the shape and dtype of `latents_BCHW`.
 
         Raises:
-            ValueError: sizes that do not divide, or kept tokens for a model without routes.
+            ValueError: sizes that do not divide, kept tokens for a model without routes, a missing
+                or unwanted scale.
         """
-        hidden = self.embed(latents_BCHW, timestep_B)
+        hidden = self.embed(latents_BCHW, timestep_B, guidance_scale_B)
         hidden = self.before_route(hidden, text, skip_blocks)
         velocity = self.from_route(hidden, text, keep_ids_BK, keep_mask_BK, skip_blocks)
         return velocity.to(latents_BCHW.dtype)
 
-    def embed(self, latents_BCHW: Tensor, timestep_B: Tensor) -> Hidden:
-        """Patches to tokens, time to its embedding, the grid to its rotation."""
+    def embed(
+        self, latents_BCHW: Tensor, timestep_B: Tensor, guidance_scale_B: Tensor | None = None
+    ) -> Hidden:
+        """Patches to tokens, time (and guidance scale) to an embedding, the grid to its rotation."""
         patch_size, (height, width) = self.config.patch_size, latents_BCHW.shape[-2:]
         if height % patch_size or width % patch_size:
             raise ValueError(
@@ -264,7 +274,7 @@ class TRDiT(nn.Module):
         grid = (height // patch_size, width // patch_size)
         return Hidden(
             tokens_BTD=self.patch(patches.flatten(2).transpose(1, 2)),
-            time_BD=self.time(timestep_B),
+            time_BD=F.silu(add_scale(self.time(timestep_B), self.scale, guidance_scale_B)),
             rotation=axial_rotation(
                 *grid, self.config.num_heads, self.config.head_width, latents_BCHW.device
             ),
@@ -275,7 +285,8 @@ class TRDiT(nn.Module):
         self, hidden: Hidden, text: TextContext, skip_blocks: Sequence[int] = ()
     ) -> Hidden:
         """The blocks before the first route (all of them when there is none)."""
-        return self._run(hidden, text, blocks_left(0, self._first_routed, skip_blocks))
+        stop = first_routed(self.config.resolved_routes, self.config.num_layers)
+        return self._run(hidden, text, blocks_left(0, stop, skip_blocks))
 
     def from_route(
         self,
@@ -286,63 +297,30 @@ class TRDiT(nn.Module):
         skip_blocks: Sequence[int] = (),
     ) -> Tensor:
         """The routed blocks, those after, and the head; arguments as in `forward`."""
-        routes = self.config.resolved_routes
-        if keep_ids_BK is not None and not routes:
-            raise ValueError("this model has no routes, so gamma must be 0 (config key: routes)")
-        done = self._first_routed
-        for number, (first, last) in enumerate(routes):
-            hidden = self._run(hidden, text, blocks_left(done, first, skip_blocks))
-            routed = blocks_left(first, last + 1, skip_blocks)
-            keep_ids = of_route(keep_ids_BK, number)
-            if keep_ids is None:
-                hidden = self._run(hidden, text, routed)
-            else:
-                keep_mask = of_route(keep_mask_BK, number)
-                hidden = self._run_routed(hidden, text, routed, keep_ids, keep_mask)
-            done = last + 1
-        hidden = self._run(hidden, text, blocks_left(done, self.config.num_layers, skip_blocks))
+        routes, num_layers = self.config.resolved_routes, self.config.num_layers
+        for blocks, kept in segments(routes, num_layers, keep_ids_BK, keep_mask_BK, skip_blocks):
+            hidden = self._run(hidden, text, blocks, kept)
         patches_BTP = self.head(hidden.tokens_BTD, hidden.time_BD)
         grid_BPhw = patches_BTP.transpose(1, 2).unflatten(-1, hidden.grid)
         return F.pixel_shuffle(grid_BPhw, self.config.patch_size)
-
-    @property
-    def _first_routed(self) -> int:
-        routes = self.config.resolved_routes
-        return routes[0][0] if routes else self.config.num_layers
-
-    def _run_routed(
-        self,
-        hidden: Hidden,
-        text: TextContext,
-        blocks: Sequence[int],
-        keep_ids_BK: Tensor,
-        keep_mask_BK: Tensor | None,
-    ) -> Hidden:
-        """Blocks on the kept tokens and their positions; the others stand aside."""
-        kept = replace(
-            hidden,
-            tokens_BTD=gather_tokens(hidden.tokens_BTD, keep_ids_BK),
-            rotation=hidden.rotation.rows(keep_ids_BK),
-        )
-        kept = self._run(kept, text, blocks, keep_mask_BK)
-        merged_BTD = scatter_tokens(hidden.tokens_BTD, kept.tokens_BTD, keep_ids_BK, keep_mask_BK)
-        return replace(hidden, tokens_BTD=merged_BTD)
 
     def _run(
         self,
         hidden: Hidden,
         text: TextContext,
         blocks: Sequence[int],
-        token_mask_BT: Tensor | None = None,
+        kept: Kept | None = None,
     ) -> Hidden:
-        """Some blocks, in order; nobody attends to tokens whose mask is False."""
-        mask_B11T = None if token_mask_BT is None else token_mask_BT[:, None, None, :]
-        x_BTD = hidden.tokens_BTD
+        """Some blocks, in order, on all tokens or on the kept ones; the others stand aside."""
+        x_BTD, rotation, mask_B11T = hidden.tokens_BTD, hidden.rotation, None
+        if kept is not None:
+            x_BTD, rotation = gather_tokens(x_BTD, kept.ids_BK), rotation.rows(kept.ids_BK)
+            mask_B11T = None if kept.mask_BK is None else kept.mask_BK[:, None, None, :]
         for i in blocks:
             inputs = (
                 x_BTD,
                 hidden.time_BD,
-                hidden.rotation,
+                rotation,
                 text.keys_values[i],
                 text.mask_B11L,
                 mask_B11T,
@@ -354,6 +332,8 @@ class TRDiT(nn.Module):
                 )
             else:
                 x_BTD = self.blocks[i](*inputs)
+        if kept is not None:
+            x_BTD = scatter_tokens(hidden.tokens_BTD, x_BTD, kept.ids_BK, kept.mask_BK)
         return replace(hidden, tokens_BTD=x_BTD)
 
 

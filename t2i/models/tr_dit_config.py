@@ -27,6 +27,8 @@ class TRDiTConfig(Section):
     adaln_rank: int = Field(default=64, ge=1)
     # [first, last] layer that dropped tokens skip, both included; negative counts from the end
     routes: Routes = ((2, 5),)
+    # take the guidance scale as an input (model-guidance with an interval of scales feeds it)
+    scale_input: bool = False
     # recompute each block in the backward pass: less memory, a third more time
     gradient_checkpointing: bool = False
 

@@ -1,8 +1,13 @@
-"""A folder of sampled PNGs that knows which images are done: each file's metadata says what made it."""
+"""A folder of sampled PNGs that knows which images are done: each file's metadata says what made it.
+
+`IMAGE_LIST` names the images of the last finished set, a JSON object per line. Images of other sets
+(say, of another prompt) may lie beside them.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +18,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 CONTACT_SHEET = "contact_sheet.png"
+IMAGE_LIST = "images.jsonl"
 CONTACT_SHEET_COLUMNS = 8
 
 
@@ -70,6 +76,20 @@ class ImageFolder:
             info.add_itxt(key, value)
         self._save(image, self.path / job.name, info)
 
+    def begin(self, jobs: Sequence[ImageJob]) -> None:
+        """Forget the list of another set, or of the same one with other settings."""
+        path = self.path / IMAGE_LIST
+        if path.exists() and path.read_text() != _list_of(jobs):
+            path.unlink()
+
+    def finish(self, jobs: Sequence[ImageJob]) -> Path:
+        """List the images, now that all are there, and show them in one picture; its path."""
+        path = self.path / IMAGE_LIST
+        temporary = _temporary(path)
+        temporary.write_text(_list_of(jobs))
+        temporary.replace(path)
+        return self.write_contact_sheet(jobs)
+
     def write_contact_sheet(self, jobs: Sequence[ImageJob]) -> Path:
         """Paste all images in order into one picture; returns its path."""
         images = [Image.open(self.path / job.name).convert("RGB") for job in jobs]
@@ -83,7 +103,31 @@ class ImageFolder:
 
     def _save(self, image: Image.Image, path: Path, info: PngInfo) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
-        # Unlike the final name, the temporary one is not found by *.png.
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        temporary = _temporary(path)
         image.save(temporary, format="PNG", pnginfo=info)
         temporary.replace(path)
+
+
+def read_image_list(folder: Path) -> list[tuple[Path, str]]:
+    """(file, prompt) of each image of the folder's last finished set, in order.
+
+    Raises:
+        FileNotFoundError: there is no finished set.
+    """
+    path = folder / IMAGE_LIST
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{folder}: no finished set of images in it ({IMAGE_LIST} is missing); make one with "
+            "python -m t2i.sample, or let it finish by the same command"
+        )
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [(folder / line["file"], line["prompt"]) for line in lines]
+
+
+def _list_of(jobs: Sequence[ImageJob]) -> str:
+    return "".join(json.dumps({"file": job.name, **job.metadata}) + "\n" for job in jobs)
+
+
+def _temporary(path: Path) -> Path:
+    """Unlike the final name, it is not found by *.png."""
+    return path.with_suffix(f".{os.getpid()}.tmp")

@@ -59,6 +59,7 @@ class GuidedField:
         seeds_B: Tensor,
         num_steps: int,
         bernoulli: bool = False,
+        model_scale: float | None = None,
     ) -> None:
         """Prepare every condition that the method asks for, for each network.
 
@@ -69,10 +70,12 @@ class GuidedField:
             seeds_B: (B,) int64, one seed per image.
             num_steps: steps of the solver, for schedules.
             bernoulli: keep each token with probability 1 - gamma, not a fixed number of tokens.
+            model_scale: w that networks with a scale input are fed, 0 with the null condition as in
+                their training; None = 1, plain.
 
         Raises:
             ValueError: the method asks for an aux network and there is none; a network that
-                predicts noise (DiT) by itself.
+                predicts noise (DiT) by itself; a model_scale and no network that takes it.
         """
         if guidance.uses("aux") and "aux" not in networks:
             raise ValueError(
@@ -84,11 +87,17 @@ class GuidedField:
                     f"the network predicts {network.config.prediction}, sampling needs a velocity: "
                     "wrap it in t2i.models.epsilon.EpsilonToVelocity"
                 )
+        if model_scale is not None and not any(one.config.scale_input for one in networks.values()):
+            raise ValueError(
+                "the model has no scale input: leave --model-scale (model_scale) out; --omega sets "
+                "the scale of a guidance method"
+            )
         self.networks = networks
         self.guidance = guidance
         self.seeds_B = seeds_B
         self.num_steps = num_steps
         self.bernoulli = bernoulli
+        self.model_scale = 1.0 if model_scale is None else model_scale
         self.combine = guidance.new_combine() if guidance.new_combine else None
         pairs = dict.fromkeys((branch.network, branch.condition) for branch in guidance.branches)
         self.prepared: dict[tuple[str, Condition], Context] = {
@@ -148,7 +157,12 @@ class GuidedField:
         network = self.networks[name]
         timestep_B = torch.full((len(x_BCHW),), timestep, device=x_BCHW.device)
         rows = torch.arange(len(x_BCHW), device=x_BCHW.device).repeat(len(conditions))
-        hidden = network.embed(x_BCHW, timestep_B).select(rows)
+        if network.config.scale_input:  # it tells the conditions apart
+            scales = [0.0 if one == "null" else self.model_scale for one in conditions]
+            scale_B = torch.tensor(scales, device=x_BCHW.device).repeat_interleave(len(x_BCHW))
+            hidden = network.embed(x_BCHW[rows], timestep_B[rows], scale_B)
+        else:
+            hidden = network.embed(x_BCHW, timestep_B).select(rows)
         return network.before_route(hidden, self._context(name, conditions), skip_blocks)
 
     def _from_route(
@@ -255,6 +269,7 @@ def sample_latents(
     shift: float = 1.0,
     on_step: OnStep | None = None,
     bernoulli: bool = False,
+    model_scale: float | None = None,
 ) -> Tensor:
     """Noise to latents, one image per seed.
 
@@ -267,16 +282,17 @@ def sample_latents(
         num_steps, solver, shift: see `t2i.sampling.solvers`.
         on_step: called after each step with (step, t, x); what it returns replaces x.
         bernoulli: keep each token with probability 1 - gamma, not a fixed number of tokens.
+        model_scale: see `GuidedField`.
 
     Returns:
         (B, C, H, W) float32 normalised latents.
 
     Raises:
         ValueError: unknown solver, a missing aux network, a network that predicts noise (DiT) by
-            itself, gamma > 0 for a model without routes.
+            itself, gamma > 0 for a model without routes, a model_scale that no network takes.
     """
     device = next(networks["main"].parameters()).device
     seeds_B = torch.tensor(seeds, dtype=torch.int64, device=device)
-    field = GuidedField(networks, conditions, guidance, seeds_B, num_steps, bernoulli)
+    field = GuidedField(networks, conditions, guidance, seeds_B, num_steps, bernoulli, model_scale)
     noise = rng.normal(RUN_SEED, "sampling noise", 0, seeds_B, latent_shape, device)
     return integrate(field, noise, time_grid(num_steps, shift), solver, on_step)

@@ -7,11 +7,10 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from t2i.config import ASSETS_FOLDER, Section
+from t2i.models.routes import RoutingDraw
 
 # Solver names; `t2i.sampling.solvers.SOLVERS` has the functions.
 SolverName = Literal["euler", "heun", "unipc"]
-# How a branch draws the tokens that it keeps, see `t2i.models.routing.draw_keep`.
-RoutingDraw = Literal["fixed", "bernoulli"]
 
 # Drawn from by guidance icg: prompts that have nothing to do with the image.
 RANDOM_PROMPTS = (
@@ -41,6 +40,9 @@ class SamplingConfig(Section):
     )
     routing_draw: RoutingDraw = Field(
         "fixed", description="fixed count of kept tokens, or each with probability 1 - gamma"
+    )
+    model_scale: float | None = Field(
+        None, ge=0, description="guidance scale fed to a model with a scale input; none = 1, plain"
     )
     size: tuple[int, int] | None = Field(
         None, description="height and width in pixels; none = the size the pipeline is made for"

@@ -18,7 +18,7 @@ from t2i.encoders.text import TextStates
 from t2i.models.mask_dit import MaskDiT
 from t2i.models.sit import SiT
 from t2i.models.tr_dit import TRDiT
-from t2i.training.conditions import Condition, repeat
+from t2i.training.conditions import Condition, draw_references, repeat, select
 
 
 class Conditioner(Protocol):
@@ -36,11 +36,13 @@ class Conditioner(Protocol):
         """The null condition for each of ``size`` samples."""
         ...
 
-    def pool(self) -> Condition:
-        """All conditions that there are, for references (Model-guidance, eq. 23).
+    def references(
+        self, count: int, seed: int, step: int, sample_ids_B: Tensor
+    ) -> tuple[Condition, ...]:
+        """``count`` conditions of B rows, see `draw_references` (Model-guidance, eq. 23).
 
         Raises:
-            ValueError: they cannot be listed.
+            ValueError: there are fewer conditions to draw from.
         """
         ...
 
@@ -54,12 +56,14 @@ class Backbone:
         network: an `objectives.Network` that runs it; holds no other parameters.
         patch_size: of the model.
         conditioner: gives the conditions that ``network`` takes.
+        takes_scale: whether ``network`` takes ``guidance_scale_B``, (B,) float32.
     """
 
     model: nn.Module
     network: nn.Module
     patch_size: int
     conditioner: Conditioner
+    takes_scale: bool
 
 
 class TextConditioned(nn.Module):
@@ -75,18 +79,39 @@ class TextConditioned(nn.Module):
         timestep_B: Tensor,
         text: TextStates,
         keep_ids_BK: Tensor | None,
+        *,
+        keep_mask_BK: Tensor | None = None,
+        guidance_scale_B: Tensor | None = None,
     ) -> Tensor:
         """The velocity, in the dtype of ``latents_BCHW``."""
         context = self.model.prepare_text(text.states, text.mask)
-        return self.model(latents_BCHW, timestep_B, context, keep_ids_BK)
+        return self.model(
+            latents_BCHW,
+            timestep_B,
+            context,
+            keep_ids_BK,
+            keep_mask_BK=keep_mask_BK,
+            guidance_scale_B=guidance_scale_B,
+        )
 
 
 class TextConditioner:
     """Captions, encoded by a frozen encoder; the null condition is the empty caption."""
 
-    def __init__(self, encode: Callable[[Sequence[str]], TextStates], device: torch.device) -> None:
-        """``encode``: captions -> states and mask, without gradients, on ``device``."""
+    def __init__(
+        self,
+        encode: Callable[[Sequence[str]], TextStates],
+        device: torch.device,
+        reference_captions: Sequence[str] = (),
+    ) -> None:
+        """Encodes what each batch needs, and keeps texts alone.
+
+        Args:
+            encode: captions -> states and mask, without gradients, on ``device``.
+            reference_captions: what references are drawn from.
+        """
         self.encode, self.device = encode, device
+        self.reference_captions = reference_captions
 
     def given(self, batch: TrainingBatch) -> TextStates:
         """See `Conditioner`."""
@@ -100,9 +125,14 @@ class TextConditioner:
         """See `Conditioner`."""
         return repeat(self._empty, size)
 
-    def pool(self) -> Condition:
-        """See `Conditioner`."""
-        raise ValueError("num_references must be 0: captions cannot be listed to draw from")
+    def references(
+        self, count: int, seed: int, step: int, sample_ids_B: Tensor
+    ) -> tuple[Condition, ...]:
+        """See `Conditioner`; a caption that several samples of the batch draw is encoded once."""
+        ids_BN = draw_references(len(self.reference_captions), count, seed, step, sample_ids_B)
+        drawn_U, rows_BN = ids_BN.to(self.device).unique(return_inverse=True)
+        states = self.encode([self.reference_captions[number] for number in drawn_U.tolist()])
+        return tuple(select(states, rows_B) for rows_B in rows_BN.unbind(dim=1))
 
     @cached_property
     def _empty(self) -> TextStates:
@@ -144,20 +174,28 @@ class LabelConditioner:
         """See `Conditioner`."""
         return torch.full((size,), self.num_classes, device=self.device)
 
-    def pool(self) -> Tensor:
+    def references(
+        self, count: int, seed: int, step: int, sample_ids_B: Tensor
+    ) -> tuple[Condition, ...]:
         """See `Conditioner`."""
-        return torch.arange(self.num_classes, device=self.device)
+        labels_BN = draw_references(self.num_classes, count, seed, step, sample_ids_B)
+        return labels_BN.to(self.device).unbind(dim=1)
 
 
 def text_backbone(
-    model: TRDiT, encode: Callable[[Sequence[str]], TextStates], device: torch.device
+    model: TRDiT,
+    encode: Callable[[Sequence[str]], TextStates],
+    device: torch.device,
+    reference_captions: Sequence[str] = (),
 ) -> Backbone:
-    """TR-DiT, conditioned on captions; ``encode``: see `TextConditioner`."""
-    conditioner = TextConditioner(encode, device)
-    return Backbone(model, TextConditioned(model), model.config.patch_size, conditioner)
+    """TR-DiT, conditioned on captions; the other arguments: see `TextConditioner`."""
+    conditioner = TextConditioner(encode, device, reference_captions)
+    network, config = TextConditioned(model), model.config
+    return Backbone(model, network, config.patch_size, conditioner, config.scale_input)
 
 
 def label_backbone(model: SiT | MaskDiT, device: torch.device) -> Backbone:
     """SiT or MaskDiT, conditioned on class labels."""
-    conditioner = LabelConditioner(model.config.num_classes, device)
-    return Backbone(model, model, model.config.patch_size, conditioner)
+    config = model.config
+    conditioner = LabelConditioner(config.num_classes, device)
+    return Backbone(model, model, config.patch_size, conditioner, config.scale_input)

@@ -37,7 +37,7 @@ class ContrastedConditions:
     Attributes:
         given: one per sample; those of dropped samples are the null condition already.
         references: conditions of B rows each, whose mean prediction stands for the unconditional
-            one: the null condition alone (`repeat`), or N others (`draw_references`).
+            one: the null condition alone (`repeat`), or N others (`draw_references` says which).
         dropped_B: (B,) bool, which samples lost their condition; None = none.
     """
 
@@ -47,22 +47,20 @@ class ContrastedConditions:
 
 
 def draw_references(
-    pool: Condition, count: int, seed: int, step: int, sample_ids_B: Tensor
-) -> tuple[Condition, ...]:
-    """``count`` distinct conditions per sample, drawn uniformly from a pool (MG eq. 23).
+    pool_size: int, count: int, seed: int, step: int, sample_ids_B: Tensor
+) -> Tensor:
+    """Which conditions of a pool are the ``count`` references of each sample (MG eq. 23).
 
-    A draw depends on the sample's own id alone. The sample's own condition may be among them, as it
-    is in the sum over all conditions that they estimate.
+    They are distinct and uniform, and depend on the sample's own id alone. The sample's own
+    condition may be among them, as it is in the sum over all conditions that they estimate.
 
-    Args:
-        pool: all labels, or the states of some texts; at least ``count`` rows.
+    Returns:
+        (B, count) int64 in [0, pool_size), on the device of ``sample_ids_B``.
 
     Raises:
         ValueError: the pool is too small.
     """
-    rows = pool if isinstance(pool, Tensor) else pool.mask
-    if count > len(rows):
-        raise ValueError(f"{count} references asked for, but the pool has {len(rows)} conditions")
-    words_BP = rng.words(seed, "references", step, sample_ids_B.to(rows.device), len(rows))
-    ids_BN = words_BP.argsort(dim=1, stable=True)[:, :count]
-    return tuple(select(pool, ids_B) for ids_B in ids_BN.unbind(dim=1))
+    if count > pool_size:
+        raise ValueError(f"{count} references asked for, but the pool has {pool_size} conditions")
+    words_BP = rng.words(seed, "references", step, sample_ids_B, pool_size)
+    return words_BP.argsort(dim=1, stable=True)[:, :count]

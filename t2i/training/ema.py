@@ -56,7 +56,7 @@ def averaged_network(network: nn.Module, averages: Mapping[str, Tensor]) -> Call
     """
 
     @torch.no_grad()
-    def teacher(*inputs: object) -> Tensor:
-        return torch.func.functional_call(network, dict(averages), inputs, strict=True)
+    def teacher(*inputs: object, **named: object) -> Tensor:
+        return torch.func.functional_call(network, dict(averages), inputs, named, strict=True)
 
     return teacher

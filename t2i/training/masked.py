@@ -59,17 +59,17 @@ class MaskedFlowMatching:
         """
         noised = self.base.draw(batch)
         num_tokens = noised.x_t_BCHW[0, 0].numel() // self.base.patch_size**2
-        if noised.keep_ids_BK is None or noised.keep_ids_BK.shape[1] == num_tokens:
+        keep_ids_BK, keep_mask_BK = noised.keep_ids_BK, noised.keep_mask_BK
+        if keep_ids_BK is None or (keep_mask_BK is None and keep_ids_BK.shape[1] == num_tokens):
             raise ValueError(
                 f"gamma {self.base.gamma:g} masks none of {num_tokens} tokens; masked training "
                 f"needs gamma >= 1 / {num_tokens}, the papers use 0.5"
             )
         predicted_BCHW = network(
-            noised.x_t_BCHW, noised.timestep_B, condition, noised.keep_ids_BK
+            noised.x_t_BCHW, noised.timestep_B, condition, keep_ids_BK, **noised.masks
         ).float()
-        visible_B1HW = visible_pixels(
-            noised.keep_ids_BK, noised.x_t_BCHW.shape[-2:], self.base.patch_size
-        )
+        size = noised.x_t_BCHW.shape[-2:]
+        visible_B1HW = visible_pixels(keep_ids_BK, size, self.base.patch_size, keep_mask_BK)
         error_BCHW = predicted_BCHW - noised.velocity_BCHW
         masked_BCHW = error_BCHW if self.config.masked_target == "velocity" else predicted_BCHW
         time_weight_B = (1 - noised.timestep_B).square()
@@ -99,16 +99,26 @@ def term_gradients(terms: MaskedTerms, parameter: Tensor) -> Tensor:
     return torch.stack(gradients)
 
 
-def visible_pixels(keep_ids_BK: Tensor, size: tuple[int, ...], patch_size: int) -> Tensor:
-    """Which latent pixels lie in kept tokens, (B, 1, H, W) bool; tokens are patches row by row."""
+def visible_pixels(
+    keep_ids_BK: Tensor,
+    size: tuple[int, ...],
+    patch_size: int,
+    keep_mask_BK: Tensor | None = None,
+) -> Tensor:
+    """Which latent pixels lie in kept tokens, (B, 1, H, W) bool; tokens are patches row by row.
+
+    Places where ``keep_mask_BK`` (bool, None = all kept) is False do not count as kept.
+    """
+    kept_BK = torch.ones_like(keep_ids_BK).bool() if keep_mask_BK is None else keep_mask_BK
     grid = (size[0] // patch_size, size[1] // patch_size)
     none_BT = torch.zeros(len(keep_ids_BK), grid[0] * grid[1], device=keep_ids_BK.device)
-    visible_BT = none_BT.bool().scatter(1, keep_ids_BK, True)
+    visible_BT = none_BT.bool().scatter(1, keep_ids_BK, kept_BK)
     visible_B1hw = visible_BT.unflatten(1, (1, *grid))
     return visible_B1hw.repeat_interleave(patch_size, 2).repeat_interleave(patch_size, 3)
 
 
 def _mean_over(numbers_BCHW: Tensor, where_B1HW: Tensor) -> Tensor:
-    """(B,) mean over a sample's elements at ``where``; at least one must be."""
+    """(B,) mean over a sample's elements at ``where``; 0 where there are none."""
     chosen_BCHW = numbers_BCHW * where_B1HW
-    return chosen_BCHW.sum(dim=(1, 2, 3)) / (where_B1HW.sum(dim=(1, 2, 3)) * numbers_BCHW.shape[1])
+    num_pixels_B = where_B1HW.sum(dim=(1, 2, 3)).clamp(min=1)
+    return chosen_BCHW.sum(dim=(1, 2, 3)) / (num_pixels_B * numbers_BCHW.shape[1])

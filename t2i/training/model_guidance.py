@@ -35,7 +35,7 @@ from t2i.training.model_guidance_config import (
 )
 from t2i.training.objectives import FlowMatching, Losses, Noised
 
-# an objectives.Network; a scale-aware one takes the scale (B,) float32 as a fifth argument
+# an objectives.Network; a scale-aware one also takes guidance_scale_B=, (B,) float32
 GuidedNetwork = Callable[..., Tensor]
 
 
@@ -46,7 +46,7 @@ class ModelGuidance:
     Attributes:
         base: draws noise, times and routed tokens.
         config: see `ModelGuidanceConfig`.
-        network_takes_scale: whether networks take a fifth argument.
+        network_takes_scale: whether networks take ``guidance_scale_B``.
         auto: where the automatic scale stands, for `AutoScale`.
 
     Raises:
@@ -83,7 +83,8 @@ class ModelGuidance:
             noised.timestep_B,
             conditions.given,
             noised.keep_ids_BK,
-            *self._scale_input(scale_B),
+            **self._scale_input(scale_B),
+            **noised.masks,
         )
         target_BCHW = noised.velocity_BCHW
         if self.asks_teacher(batch.step):
@@ -102,8 +103,8 @@ class ModelGuidance:
         """Dense losses against the plain target, of a scale-aware network at scale 1."""
         one_B = torch.ones(len(batch.sample_ids), device=batch.moments.device)
 
-        def plain(x_t: Tensor, timestep_B: Tensor, condition: Condition, keep: object) -> Tensor:
-            return network(x_t, timestep_B, condition, keep, *self._scale_input(one_B))
+        def plain(*inputs: object, **masks: object) -> Tensor:
+            return network(*inputs, **self._scale_input(one_B), **masks)
 
         return self.base.validation_loss(plain, batch, condition, timestep)
 
@@ -144,17 +145,18 @@ class ModelGuidance:
         """u~(x_t, t, c) - the mean of u~ over the references, float32 (B, C, H, W)."""
         expected = max(self.config.num_references, 1)
         assert len(conditions.references) == expected, f"{expected} references expected"
-        keep_ids_BK = noised.keep_ids_BK if self.config.teacher_skips_tokens else None
+        is_routed = self.config.teacher_skips_tokens
+        keep_ids_BK, masks = (noised.keep_ids_BK, noised.masks) if is_routed else (None, {})
 
         def ask(condition: Condition, scale: float) -> Tensor:
             scale_input = self._scale_input(torch.full_like(noised.timestep_B, scale))
             return teacher(
-                noised.x_t_BCHW, noised.timestep_B, condition, keep_ids_BK, *scale_input
+                noised.x_t_BCHW, noised.timestep_B, condition, keep_ids_BK, **scale_input, **masks
             ).float()
 
         reference_scale = 1.0 if self.config.num_references else 0.0
         references = [ask(condition, reference_scale) for condition in conditions.references]
         return ask(conditions.given, 1.0) - torch.stack(references).mean(dim=0)
 
-    def _scale_input(self, scale_B: Tensor) -> tuple[Tensor, ...]:
-        return (scale_B,) if self.network_takes_scale else ()
+    def _scale_input(self, scale_B: Tensor) -> dict[str, Tensor]:
+        return {"guidance_scale_B": scale_B} if self.network_takes_scale else {}

@@ -47,6 +47,11 @@ class ModelGuidanceConfig(Section):
     num_references: int = Field(
         default=0, ge=0, description="N: mean over N conditions in place of the empty one (eq. 23)"
     )
+    # Labels are drawn among all classes. Texts cannot be listed: they are drawn among the captions
+    # of so many samples at the head of the data's order.
+    num_reference_captions: int = Field(
+        default=1024, ge=1, description="captions that references of texts are drawn from"
+    )
     from_step: int = Field(default=0, ge=0, description="plain flow matching before this step")
     below_noise_level: float | None = Field(
         default=None, gt=0, le=1, description="guide only where 1 - t is below; None = everywhere"
@@ -73,13 +78,13 @@ def check_scale_input(config: ModelGuidanceConfig, network_takes_scale: bool) ->
     """
     if config.feeds_scale and not network_takes_scale:
         raise ValueError(
-            "scale is an interval, but the network has no scale input; give a number, or build "
-            "the network with a scale input"
+            "scale is an interval, but the network has no scale input; give a number, or set "
+            "scale_input of the model to true"
         )
     if network_takes_scale and not config.feeds_scale:
         raise ValueError(
             "the network has a scale input, so scale must be an interval such as "
-            "{low: 1.0, high: 2.0}; or build the network without a scale input"
+            "{low: 1.0, high: 2.0}; or set scale_input of the model to false"
         )
 
 

@@ -17,7 +17,7 @@ from torch import distributed as dist
 
 from t2i.batch import TrainingBatch
 from t2i.training.backbone import Backbone
-from t2i.training.conditions import Condition, ContrastedConditions, draw_references
+from t2i.training.conditions import Condition, ContrastedConditions
 from t2i.training.ema import averaged_network
 from t2i.training.masked import MaskedFlowMatching, term_gradients
 from t2i.training.masked_config import BalancedWeight, MaskedConfig, balanced_weight
@@ -97,14 +97,13 @@ class MovingGuidance(MovingObjective):
         """The network must not be sharded yet; see `make_objective`.
 
         Raises:
-            ValueError: the config does not fit the network or its conditions.
+            ValueError: the config does not fit the network.
         """
         scale = state.get("scale")
         auto = PLAIN if scale is None else ScaleState(scale, state.get("quality"))
-        self.objective = ModelGuidance(base, config, auto=auto)
+        self.objective = ModelGuidance(base, config, backbone.takes_scale, auto)
         self.config = config
         self.conditioner = backbone.conditioner
-        self.pool = backbone.conditioner.pool() if config.num_references else None
         names = {id(parameter): name for name, parameter in backbone.model.named_parameters()}
         averages = {
             name: torch.empty_like(parameter, device=device, dtype=dtype, requires_grad=False)
@@ -144,10 +143,10 @@ class MovingGuidance(MovingObjective):
             self.objective = replace(self.objective, auto=auto)
 
     def _references(self, batch: TrainingBatch) -> tuple[Condition, ...]:
-        if self.pool is None:
+        if self.config.num_references == 0:
             return (self.conditioner.null(len(batch.sample_ids)),)
         seed, count = self.objective.base.seed, self.config.num_references
-        return draw_references(self.pool, count, seed, batch.step, batch.sample_ids)
+        return self.conditioner.references(count, seed, batch.step, batch.sample_ids)
 
 
 class MovingMasked(MovingObjective):
@@ -208,8 +207,10 @@ class MovingMasked(MovingObjective):
         weights = {name: parameter.detach() for name, parameter in self.parameters.items()}
         weights[LAST_LAYER].requires_grad_()
 
-        def network(*inputs: object) -> Tensor:
-            answer: Tensor = torch.func.functional_call(self.skeleton, weights, inputs, strict=True)
+        def network(*inputs: object, **masks: object) -> Tensor:
+            answer: Tensor = torch.func.functional_call(
+                self.skeleton, weights, inputs, masks, strict=True
+            )
             return answer
 
         terms = self.objective.training_terms(network, batch, condition)
@@ -230,7 +231,10 @@ def make_objective(
     Raises:
         ValueError: objective and backbone do not fit together.
     """
-    base = FlowMatching(config.seed, config.gamma, config.timestep, backbone.patch_size)
+    is_bernoulli = config.routing_draw == "bernoulli"
+    base = FlowMatching(
+        config.seed, config.gamma, config.timestep, backbone.patch_size, is_bernoulli
+    )
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     match config.objective:
         case ModelGuidanceConfig() as guidance:

@@ -11,8 +11,8 @@ Shape suffixes: B samples, C channels, H x W latents, K kept tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -20,11 +20,27 @@ from torch import Tensor
 from t2i import flow, rng
 from t2i.batch import TrainingBatch
 from t2i.flow import TimestepConfig
-from t2i.models.routing import draw_keep_ids
+from t2i.models.routing import draw_keep
 from t2i.training.conditions import Condition
 
-# (x_t BCHW, timestep B, condition of B rows, keep ids BK or None) -> velocity BCHW
-Network = Callable[[Tensor, Tensor, Condition, Tensor | None], Tensor]
+
+class Network(Protocol):
+    """What objectives train: a velocity model of any family."""
+
+    def __call__(
+        self,
+        x_t_BCHW: Tensor,
+        timestep_B: Tensor,
+        condition: Condition,
+        keep_ids_BK: Tensor | None,
+        /,
+        *,
+        keep_mask_BK: Tensor | None = None,
+    ) -> Tensor:
+        """The velocity (B, C, H, W); what is kept: see `Noised`.
+
+        ``keep_mask_BK`` is given when samples keep different numbers of tokens, else left out.
+        """
 
 
 @dataclass(frozen=True)
@@ -44,12 +60,20 @@ class Noised:
         timestep_B: (B,) float32 in [0, 1].
         velocity_BCHW: v* = x - z, float32.
         keep_ids_BK: (B, K) int64 ascending tokens that are not skipped, or None = all.
+        keep_mask_BK: (B, K) bool, False = a place that only fills up the row of a sample that
+            keeps fewer than K tokens; None = all samples keep K.
     """
 
     x_t_BCHW: Tensor
     timestep_B: Tensor
     velocity_BCHW: Tensor
     keep_ids_BK: Tensor | None
+    keep_mask_BK: Tensor | None = None
+
+    @property
+    def masks(self) -> dict[str, Tensor]:
+        """The mask as a network's keyword argument, where there is one."""
+        return {} if self.keep_mask_BK is None else {"keep_mask_BK": self.keep_mask_BK}
 
     def losses(self, predicted_BCHW: Tensor, target_BCHW: Tensor) -> Losses:
         """Mean squared error of each sample."""
@@ -66,12 +90,15 @@ class FlowMatching:
         gamma: in [0, 1); 0 = dense.
         timestep: how times are drawn.
         patch_size: of the network, for the number of tokens.
+        bernoulli: each token skips with probability gamma, and at least one per sample does not;
+            else floor(gamma T) of a sample's T tokens skip.
     """
 
     seed: int
     gamma: float
     timestep: TimestepConfig
     patch_size: int
+    bernoulli: bool = False
 
     def training_loss(self, network: Network, batch: TrainingBatch, condition: Condition) -> Losses:
         """Losses of a micro-batch at its step. The tensors lie on one device."""
@@ -99,15 +126,16 @@ class FlowMatching:
         device = data_BCHW.device
         draw = (batch.step, batch.sample_ids)
         noise_BCHW = rng.normal(self.seed, "noise", *draw, data_BCHW.shape[1:], device)
-        keep_ids_BK = None
+        kept = None
         if gamma > 0:
             num_tokens = data_BCHW[0, 0].numel() // self.patch_size**2
-            keep_ids_BK = draw_keep_ids(self.seed, "routing", *draw, num_tokens, gamma, device)
+            kept = draw_keep(self.seed, "routing", *draw, num_tokens, gamma, self.bernoulli, device)
         return Noised(
             flow.interpolate(data_BCHW, noise_BCHW, timestep_B),
             timestep_B,
             flow.velocity_target(data_BCHW, noise_BCHW),
-            keep_ids_BK,
+            kept.ids_BK if kept else None,
+            kept.mask_BK if kept else None,
         )
 
     def draw_latents(self, batch: TrainingBatch) -> Tensor:
@@ -121,5 +149,7 @@ class FlowMatching:
 
 def flow_matching_losses(network: Network, noised: Noised, condition: Condition) -> Losses:
     """||D(x_t, t, c) - v*||^2, the mean over a sample's elements."""
-    predicted_BCHW = network(noised.x_t_BCHW, noised.timestep_B, condition, noised.keep_ids_BK)
+    predicted_BCHW = network(
+        noised.x_t_BCHW, noised.timestep_B, condition, noised.keep_ids_BK, **noised.masks
+    )
     return noised.losses(predicted_BCHW, noised.velocity_BCHW)

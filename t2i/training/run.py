@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch import distributed as dist
 
 from t2i.batch import TrainingBatch
@@ -96,3 +96,29 @@ def start_new_run(saved: Checkpoint, with_moments: bool) -> Start:
         optimizer_steps=saved.state.optimizer_steps if with_moments else 0,
         ema_updates=saved.state.ema_updates,
     )
+
+
+def lacks_scale_input(start: Start, model: nn.Module) -> bool:
+    """Whether the weights are of a network without the scale input that ``model`` has."""
+    new = _scale_input(model).keys()
+    return start.weights is not None and len(new) > 0 and not new & start.weights.keys()
+
+
+def with_new_scale_input(start: Start, model: nn.Module) -> Start:
+    """A start that `lacks_scale_input` with that of ``model``, which changes nothing yet."""
+    new = _scale_input(model)
+    assert start.weights is not None
+    moments = start.moments and {
+        kind: {**tensors, **{name: torch.zeros_like(p) for name, p in new.items()}}
+        for kind, tensors in start.moments.items()
+    }
+    ema = None if start.ema is None else {**start.ema, **new}
+    return replace(start, weights={**start.weights, **new}, ema=ema, moments=moments)
+
+
+def _scale_input(model: nn.Module) -> dict[str, Tensor]:
+    return {
+        name: parameter.detach()
+        for name, parameter in model.named_parameters()
+        if name.startswith("scale.")
+    }

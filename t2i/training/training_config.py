@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from t2i.config import Section
 from t2i.flow import TimestepConfig
+from t2i.models.routes import RoutingDraw
 from t2i.training.masked_config import BalancedWeight, MaskedConfig
 from t2i.training.objective_config import FlowMatchingConfig, ObjectiveConfig
 
@@ -35,6 +36,11 @@ class TrainingConfig(Section):
     gamma: float = Field(
         default=0.5, ge=0, lt=1, description="fraction of tokens that skip, or are masked"
     )
+    routing_draw: RoutingDraw = Field(
+        default="fixed",
+        description="fixed count of kept tokens, or each with probability 1 - gamma; the shapes of "
+        "bernoulli draws differ from batch to batch",
+    )
     timestep: TimestepConfig = TimestepConfig()
 
     # Engine.
@@ -55,6 +61,15 @@ class TrainingConfig(Section):
         if self.global_batch % self.micro_batch:
             raise ValueError(
                 f"global_batch {self.global_batch} is not a multiple of micro_batch {self.micro_batch}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _routing_draw_has_tokens_to_draw(self) -> TrainingConfig:
+        if self.routing_draw == "bernoulli" and self.gamma == 0:
+            raise ValueError(
+                "routing_draw bernoulli draws the tokens that skip, and gamma 0 lets none skip; set "
+                "routing_draw to fixed, or gamma above 0 (the papers: 0.5)"
             )
         return self
 

@@ -1,7 +1,8 @@
 """Proves the loader: batches are the plan's samples, the same at every world size and from every
 start, with or without workers; captions are drawn by sample with the stated probabilities; labels
 come from the samples and are dropped with the captions; kept
-keys, the held-out part and resolution buckets are obeyed; a shard that is missing, cut or changed
+keys, the held-out part and resolution buckets are obeyed; the head of the order gives captions
+to draw references from; a shard that is missing, cut or changed
 names itself."""
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_pipeline.loader import LatentBatches, Share, make_loader
+from data_pipeline.loader import LatentBatches, Share, make_loader, read_captions
 from data_pipeline.loader_config import LoaderConfig
 from data_pipeline.manifest import StepOutput
 from data_pipeline.storage import StorageConfig
@@ -308,3 +309,20 @@ def test_the_description_tells_samples_buckets_and_steps(latents: str) -> None:
     assert data.describe() == (
         "training: an epoch visits 24 samples (30 in 1 dataset(s)) of 128x128 px, in 3.0 steps of 8"
     )
+
+
+def test_the_first_captions_are_a_sample_of_the_training_data(latents: str) -> None:
+    config = configure(latents, held_out=9)
+    captions = read_captions(config, seed=5, count=2 * (NUM_SAMPLES - 9))
+    names = [caption.split()[0] for caption in captions]
+    assert len(set(names[: NUM_SAMPLES - 9])) == NUM_SAMPLES - 9, "an epoch, nothing twice"
+    assert len({name[:5] for name in names[:7]}) == 1, "a whole shard before the next"
+    assert not any(name.startswith("00000") for name in names), "nothing that is held out"
+    assert read_captions(config, seed=6, count=5) != captions[:5]
+
+
+def test_the_first_captions_have_their_levels_and_none_is_dropped(latents: str) -> None:
+    config = configure(latents, caption_dropout=1.0, caption_levels=(0.5, 0, 0.5, 0))
+    levels = Counter(caption[-1] for caption in read_captions(config, seed=5, count=200))
+    # a standard deviation of 7
+    assert levels == {"0": pytest.approx(100, abs=28), "2": pytest.approx(100, abs=28)}

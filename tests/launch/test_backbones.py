@@ -19,6 +19,7 @@ SIT = ("launch.train.model=sit", *LABELLED)
 MASK_DIT = ("launch.train.model=mask_dit", *LABELLED)
 MASKED = ("t2i.training.objective.name=masked",)
 GUIDED = ("t2i.training.objective.name=model_guidance",)
+INTERVAL = (*GUIDED, "t2i.training.objective.scale={low: 1.0, high: 2.0}")
 
 
 def load(*overrides: str, path: str = "nano") -> Config:
@@ -36,7 +37,10 @@ def check(config: Config) -> None:
         GUIDED,
         SIT,
         (*SIT, *GUIDED),
+        (*GUIDED, "t2i.training.objective.num_references=4"),
         (*SIT, *GUIDED, "t2i.training.objective.num_references=4"),
+        ("t2i.training.routing_draw=bernoulli",),
+        (*MASK_DIT, *MASKED, "t2i.training.routing_draw=bernoulli"),
         (
             *SIT,
             *GUIDED,
@@ -46,6 +50,9 @@ def check(config: Config) -> None:
         (*MASK_DIT, *MASKED),
         (*MASK_DIT, "t2i.training.gamma=0"),
         (*MASK_DIT, *GUIDED, "t2i.training.gamma=0"),
+        (*INTERVAL, "t2i.models.tr_dit.scale_input=true"),
+        (*SIT, *INTERVAL, "t2i.models.sit.scale_input=true"),
+        (*SIT, "t2i.models.tr_dit.scale_input=true"),
     ],
 )
 def test_what_fits_is_let_through(overrides: tuple[str, ...]) -> None:
@@ -66,8 +73,21 @@ def test_what_fits_is_let_through(overrides: tuple[str, ...]) -> None:
         ((*SIT, "t2i.models.sit.routes=[]"), "gamma 0.5 skips tokens, but t2i.models.sit.routes"),
         (("t2i.models.tr_dit.routes=[]",), "t2i.models.tr_dit.routes is empty"),
         (
-            (*SIT, *GUIDED, "t2i.training.objective.scale={low: 1.0, high: 2.0}"),
-            "t2i.training.objective: scale is an interval, but the network has no scale input",
+            (*SIT, *INTERVAL, "t2i.models.tr_dit.scale_input=true"),
+            "t2i.training.objective: scale is an interval, but the network has no scale input; .*"
+            "set scale_input of the model to true",
+        ),
+        (
+            (*SIT, *GUIDED, "t2i.models.sit.scale_input=true"),
+            "t2i.training.objective: the network has a scale input, so scale must be an interval",
+        ),
+        (
+            ("t2i.models.tr_dit.scale_input=true",),
+            "t2i.models.tr_dit.scale_input: objective flow_matching feeds no scale; set it to false",
+        ),
+        (
+            (*MASK_DIT, *MASKED, "t2i.models.mask_dit.scale_input=true"),
+            "t2i.models.mask_dit.scale_input: objective masked feeds no scale; set it to false",
         ),
         (
             (*GUIDED, "t2i.training.objective.scale={decay: 0.8}"),
@@ -78,8 +98,25 @@ def test_what_fits_is_let_through(overrides: tuple[str, ...]) -> None:
             "the null condition is never trained",
         ),
         (
-            (*GUIDED, "t2i.training.objective.num_references=4"),
-            "captions cannot be listed",
+            (
+                *GUIDED,
+                "t2i.training.objective.num_references=4",
+                "t2i.training.objective.num_reference_captions=3",
+            ),
+            "num_references 4: they are drawn from num_reference_captions 3; set at most that many",
+        ),
+        (
+            (*GUIDED, "t2i.training.objective.num_reference_captions=3"),
+            "num_reference_captions 3: only tr_dit with num_references above 0 draws captions",
+        ),
+        (
+            (
+                *SIT,
+                *GUIDED,
+                "t2i.training.objective.num_references=4",
+                "t2i.training.objective.num_reference_captions=5",
+            ),
+            r"num_reference_captions 5: .* \(the model is sit, num_references 4\); leave it out",
         ),
         (
             (*SIT, *GUIDED, "t2i.training.objective.num_references=25"),

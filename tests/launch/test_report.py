@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from launch.report import (
     guidance_folders,
@@ -16,6 +15,7 @@ from launch.report import (
     table,
     timing_table,
 )
+from t2i.sampling.image_folder import ImageFolder, plan_images
 
 
 def test_smoothing_halves_a_jump_in_its_half_life() -> None:
@@ -31,11 +31,9 @@ def test_tables_escape_what_they_show() -> None:
 def test_samples_are_shown_with_their_prompts_unguided_first(tmp_path: Path) -> None:
     for guidance in ("cfg", "none", "sg"):
         folder = tmp_path / "nano" / guidance
-        folder.mkdir(parents=True)
-        info = PngInfo()
-        info.add_text("prompt", "a red <circle>")
-        Image.new("RGB", (8, 8)).save(folder / "0.png", pnginfo=info)
-        Image.new("RGB", (8, 8)).save(folder / "contact_sheet.png")
+        jobs = plan_images(["a red <circle>"], 1, first_seed=0, settings={})
+        ImageFolder(folder).write(jobs[0], Image.new("RGB", (8, 8)))
+        ImageFolder(folder).finish(jobs)
         (folder / "scores.json").write_text(json.dumps({"color": 0.25}))
     assert [path.name for path in guidance_folders(tmp_path / "nano")] == ["none", "cfg", "sg"]
     page = sample_grids(tmp_path)

@@ -33,6 +33,8 @@ data_pipeline:
     held_out: 4
 t2i:
   models:
+    tr_dit: {num_layers: 2, width: 16, num_heads: 2, num_refiner_layers: 1, adaln_rank: 4,
+             text_width: 192, routes: [[1, 1]]}
     sit: {num_layers: 2, width: 16, num_heads: 2, num_classes: 3, routes: [[1, 1]]}
     mask_dit: {num_layers: 1, width: 16, num_heads: 2, num_classes: 3,
                decoder_layers: 1, decoder_width: 8, decoder_heads: 2}
@@ -42,11 +44,25 @@ launch:
     stage1: {folder: FOLDER/run}
     validation_samples: 4
 """
+INTERVAL = "t2i.training.objective={name: model_guidance, scale: {low: 1.0, high: 2.0}}"
 CASES = {
     "sit": ["launch.train.model=sit"],
     "sit-guided": [
         "launch.train.model=sit",
         "t2i.training.objective={name: model_guidance, scale: {decay: 0.5}}",
+    ],
+    "tr_dit-references": [
+        "data_pipeline.loader.labels=false",
+        "t2i.training.routing_draw=bernoulli",
+        "t2i.training.objective={name: model_guidance, num_references: 2}",
+        "t2i.training.objective.num_reference_captions=3",
+    ],
+    "sit-scaled": ["launch.train.model=sit", "t2i.models.sit.scale_input=true", INTERVAL],
+    "tr_dit": ["data_pipeline.loader.labels=false"],
+    "tr_dit-scaled": [
+        "data_pipeline.loader.labels=false",
+        "t2i.models.tr_dit.scale_input=true",
+        INTERVAL,
     ],
     "mask_dit-masked": ["launch.train.model=mask_dit", "t2i.training.objective.name=masked"],
 }
@@ -69,8 +85,9 @@ def config(tmp_path: Path) -> Path:
     return path
 
 
-def train(path: Path, case: str, steps: int) -> None:
-    config = load_config(path, [*CASES[case], f"t2i.training.steps={steps}"], Config)
+def train(path: Path, case: str, steps: int, *overrides: str) -> None:
+    overrides = (*CASES[case], f"t2i.training.steps={steps}", *overrides)
+    config = load_config(path, overrides, Config)
     training, loader = config.training, config.loader
     check_fits(config, training, loader)
     device = torch.device("cpu")
@@ -96,8 +113,37 @@ def test_config_alone_trains_and_goes_on(
     assert np.isfinite(losses).all()
     saved = newest_checkpoint(config.parent / "run" / "checkpoints")
     assert saved is not None
-    state = {"sit": set(), "sit-guided": {"scale", "quality"}, "mask_dit-masked": {"lambda"}}
-    assert set(saved.state.objective) == state[case]
+    state = {"sit-guided": {"scale", "quality"}, "mask_dit-masked": {"lambda"}}
+    assert set(saved.state.objective) == state.get(case, set())
+
+
+@pytest.mark.parametrize("model", ["sit", "tr_dit"])
+def test_a_network_without_scale_input_is_fine_tuned_with_one(
+    model: str, config: Path, process_group: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(config, model, 2)
+    first = newest_checkpoint(config.parent / "run" / "checkpoints")
+    assert first is not None
+    capsys.readouterr()
+    train(
+        config,
+        f"{model}-scaled",
+        3,
+        f"launch.train.stage1.folder={config.parent / 'tuned'}",
+        f"launch.train.stage1.start_from_run={config.parent / 'run'}",
+        "launch.train.stage1.start_with_optimizer=true",
+        "t2i.training.learning_rate=1.0e-3",
+    )
+    assert f"{first.path} has no scale input: a new one is added" in capsys.readouterr().out
+    tuned = newest_checkpoint(config.parent / "tuned" / "checkpoints")
+    assert tuned is not None
+    before, after = first.tensors("weights"), tuned.tensors("weights")
+    new = {name for name in after if name.startswith("scale.")}
+    assert set(after) - set(before) == new
+    assert all((after[name] - before[name]).abs().max() < 0.01 for name in before)
+    assert after["scale.out.weight"].any()
+    assert tuned.tensors("ema")["scale.out.weight"].any()
+    assert tuned.state.optimizer_steps == 5
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from t2i.pipeline import write_index
 TEXT_WIDTH = 192
 
 
-def random_transformer(seed: int, text_width: int = TEXT_WIDTH) -> TRDiT:
+def random_transformer(seed: int, text_width: int = TEXT_WIDTH, scale_input: bool = False) -> TRDiT:
     """A TR-DiT of three layers, the middle one routed; no weight is zero, so that all parts act."""
     config = TRDiTConfig(
         num_layers=3,
@@ -29,6 +29,7 @@ def random_transformer(seed: int, text_width: int = TEXT_WIDTH) -> TRDiT:
         num_refiner_layers=1,
         adaln_rank=4,
         routes=((1, 1),),
+        scale_input=scale_input,
     )
     model = TRDiT(config).eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
@@ -39,7 +40,7 @@ def random_transformer(seed: int, text_width: int = TEXT_WIDTH) -> TRDiT:
 
 @pytest.fixture(scope="session")
 def make_transformer() -> Callable[..., TRDiT]:
-    """`random_transformer`: (seed, text_width) -> TRDiT."""
+    """`random_transformer`: (seed, text_width, scale_input) -> TRDiT."""
     return random_transformer
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 
 from t2i.guidance.methods import make_guidance
+from t2i.models.tr_dit import TRDiT
 from t2i.pipeline import TextToImagePipeline, checkpoint_hash
 
 PROMPTS = ["a red circle", "a small blue square on a white background."]
@@ -68,6 +70,23 @@ def test_settings_by_name_and_a_guidance_object_agree(pipeline: TextToImagePipel
     )
     guidance = make_guidance("sg", {"omega": 2, "gamma_weak": 0.6})
     assert torch.equal(named, latents(pipeline, PROMPTS[0], seeds=[1], guidance=guidance))
+
+
+def test_a_transformer_with_a_scale_input_is_fed_the_scale(
+    pipeline: TextToImagePipeline, make_transformer: Callable[..., TRDiT]
+) -> None:
+    scaled = TextToImagePipeline(
+        make_transformer(0, scale_input=True), pipeline.vae, pipeline.text_encoder, size=(64, 64)
+    )
+    for name in ("none", "cfg+sg"):
+        one, strong, default = (
+            latents(scaled, PROMPTS[0], seeds=[1], guidance=name, model_scale=scale)
+            for scale in (1.0, 2.0, None)
+        )
+        assert torch.equal(one, default)
+        assert (one - strong).abs().max() > 0.01
+    with pytest.raises(ValueError, match="the model has no scale input"):
+        latents(pipeline, PROMPTS[0], seeds=[1], model_scale=1.0)
 
 
 def test_the_callback_sees_every_step_and_may_replace_the_latents(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from t2i.config import load_config
@@ -109,6 +111,34 @@ def test_processes_share_the_images(
     ]
 
 
+@pytest.mark.slow
+def test_accelerate_launch_makes_the_same_images(
+    run: Run, tmp_path: Path, config_file: Path
+) -> None:
+    assert run("--output", str(tmp_path / "one")) == 0
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    # --multi_gpu starts the processes that --num_processes asks for, on a CPU too
+    launcher = ["accelerate", "launch", "--multi_gpu", "--num_machines", "1"]
+    launcher += ["--num_processes", "2", "--main_process_port", port]
+    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    command = ["-m", "t2i.sample", "--config", str(config_file), "--output", str(tmp_path / "two")]
+    done = subprocess.run(
+        [str(Path(sys.executable).parent / launcher[0]), *launcher[1:], *command],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "images 1" in done.stderr, "one process did not share"
+    assert "images 2" in done.stderr, "one process did not share"
+    for one, other in zip(pictures(tmp_path / "one"), pictures(tmp_path / "two"), strict=True):
+        with Image.open(one) as first, Image.open(other) as second:
+            assert first.info == second.info
+            pairs = zip(first.tobytes(), second.tobytes(), strict=True)
+            assert max(abs(a - b) for a, b in pairs) <= 1
+
+
 def test_prompts_come_from_arguments_and_files(tmp_path: Path) -> None:
     text, lines = tmp_path / "prompts.txt", tmp_path / "prompts.jsonl"
     text.write_text("a circle\n\n a square \n")
@@ -173,9 +203,31 @@ def test_classes_take_the_place_of_prompts(run: Run, tmp_path: Path, pipeline_fo
     assert run("--classes", "5", *flags) == 2
 
 
+def test_a_model_with_a_scale_input_is_fed_the_scale(
+    run: Run, tmp_path: Path, pipeline_folder: Path
+) -> None:
+    config = SiTConfig(
+        num_layers=2, width=32, num_heads=2, num_classes=5, routes=((1, 1),), scale_input=True
+    )
+    model = SiT(config)
+    for parameter in model.parameters():
+        parameter.data.normal_(0, 0.2, generator=torch.Generator().manual_seed(0))
+    save_transformer(model, tmp_path / "sit")
+    vae = f"t2i.encoders.vae.path={pipeline_folder / 'vae'}"
+    flags = ("--checkpoint", str(tmp_path / "sit"), "--classes", "3", "--set", vae)
+    made = {}
+    for scale in ((), ("--model-scale", "1"), ("--model-scale", "2.5")):
+        assert run(*flags, *scale) == 0
+        with Image.open(pictures(tmp_path / "samples" / "sg")[0]) as image:
+            made[image.info.get("model_scale")] = image.tobytes()
+    assert made[None] == made["1.0"] != made["2.5"]
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (["--model-scale", "1"], "the model has no scale input: leave --model-scale"),
+        (["--model-scale", "-1"], "--model-scale Input should be greater than or equal to 0"),
         (["--guidance", "pag"], "unknown guidance 'pag'; valid: none cfg sg cfg+sg ag ag+sg"),
         (["--sg", "0.8,0.1"], "gamma_strong must be below gamma_weak"),
         (["--sg", "0.1"], "--sg 0.1: expected two numbers such as 0.1,0.8"),

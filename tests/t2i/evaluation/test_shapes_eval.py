@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from t2i.evaluate import main
 from t2i.evaluation.shapes_eval import score_images
+from t2i.sampling.image_folder import ImageFolder, plan_images
 from t2i.shapes import Scene, SceneObject, captions, render
 
 RED_CIRCLE = SceneObject("circle", "red", "large", "top left")
@@ -64,18 +64,22 @@ def test_a_prompt_without_objects_is_refused() -> None:
         score_images(["a lovely day"], [draw(RED_CIRCLE)])
 
 
-def test_the_command_scores_folders_by_their_metadata(
+def test_the_command_scores_the_images_of_the_last_finished_call(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    info = PngInfo()
-    info.add_text("prompt", prompt(RED_CIRCLE, level=2))
-    draw(RED_CIRCLE).save(tmp_path / "0.png", pnginfo=info)
-    draw(BLUE_SQUARE).save(tmp_path / "contact_sheet.png")
+    folder = ImageFolder(tmp_path)
+    for item in (BLUE_SQUARE, RED_CIRCLE):
+        jobs = plan_images(
+            [prompt(RED_CIRCLE, level=2)], 1, first_seed=len(item.color), settings={}
+        )
+        folder.write(jobs[0], draw(item))
+        folder.finish(jobs)
+    assert len(list(tmp_path.glob("0*.png"))) == 2
     assert main(["shapes", str(tmp_path)]) == 0
     assert json.loads((tmp_path / "scores.json").read_text())["color_and_shape"] == 1
     assert "color_and_shape" in capsys.readouterr().out
 
 
-def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no PNG"):
+def test_a_folder_without_a_finished_set_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"images\.jsonl is missing"):
         main(["shapes", str(tmp_path)])

@@ -15,7 +15,7 @@ from diffusers.models.embeddings import get_2d_sincos_pos_embed
 from torch import Tensor
 
 from t2i.models.convert import convert_state_dict, public_shapes
-from t2i.models.routing import draw_keep, draw_keep_ids, gather_tokens
+from t2i.models.routing import Kept, draw_keep, draw_keep_ids, gather_tokens
 from t2i.models.sit import SiT, load_sit
 from t2i.models.sit_config import SiTConfig
 from t2i.models.sit_layers import sincos_positions
@@ -161,7 +161,7 @@ def test_the_route_includes_both_of_its_ends(model, inputs, keep_ids):
 def test_a_routed_block_equals_the_dense_block_on_the_gathered_tokens(model, inputs, keep_ids):
     hidden = model.embed(*inputs[:2])
     condition = model._condition(hidden, inputs[2])
-    routed = model._run_routed(hidden, condition, [1], keep_ids, None).tokens_BTD
+    routed = model._run(hidden, condition, [1], Kept(keep_ids)).tokens_BTD
     for sample, ids in enumerate(keep_ids):
         one = slice(sample, sample + 1)
         alone = model.blocks[1](hidden.tokens_BTD[one, ids], condition[one])
@@ -173,11 +173,11 @@ def test_tokens_that_step_aside_come_back_unchanged_and_are_not_seen(model, inpu
     hidden = model.embed(*inputs[:2])
     condition = model._condition(hidden, inputs[2])
     aside = torch.ones(BATCH, TOKENS, dtype=torch.bool).scatter(1, keep_ids, False)
-    routed = model._run_routed(hidden, condition, range(1, 4), keep_ids, None).tokens_BTD
+    routed = model._run(hidden, condition, range(1, 4), Kept(keep_ids)).tokens_BTD
     assert torch.equal(routed[aside], hidden.tokens_BTD[aside])
     assert (routed[~aside] != hidden.tokens_BTD[~aside]).any(dim=-1).all()
     changed = replace(hidden, tokens_BTD=hidden.tokens_BTD.masked_fill(aside.unsqueeze(-1), 5.0))
-    again = model._run_routed(changed, condition, range(1, 4), keep_ids, None).tokens_BTD
+    again = model._run(changed, condition, range(1, 4), Kept(keep_ids)).tokens_BTD
     assert torch.equal(gather_tokens(again, keep_ids), gather_tokens(routed, keep_ids))
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from t2i.models.routing import draw_keep, draw_keep_ids, gather_tokens
+from t2i.models.routing import Kept, draw_keep, draw_keep_ids, gather_tokens
 from t2i.models.storage import CONFIG_NAME, WEIGHTS_NAME, save_transformer
 from t2i.models.tr_dit import TRDiT, concatenate_text, load_transformer
 from t2i.models.tr_dit_config import TRDiTConfig
@@ -88,7 +88,7 @@ def test_a_routed_block_equals_the_dense_block_on_the_gathered_tokens(
     model, inputs, text, keep_ids
 ):
     hidden = model.embed(*inputs[:2])
-    routed = model._run_routed(hidden, text, [1], keep_ids, None).tokens_BTD
+    routed = model._run(hidden, text, [1], Kept(keep_ids)).tokens_BTD
     for sample in range(BATCH):
         ids = keep_ids[sample]
         cos, sin = (table[ids] for table in hidden.rotation)
@@ -105,7 +105,7 @@ def test_a_routed_block_equals_the_dense_block_on_the_gathered_tokens(
 @torch.no_grad()
 def test_tokens_that_step_aside_come_back_unchanged(model, inputs, text, keep_ids):
     hidden = model.before_route(model.embed(*inputs[:2]), text)
-    routed = model._run_routed(hidden, text, range(1, 4), keep_ids, None).tokens_BTD
+    routed = model._run(hidden, text, range(1, 4), Kept(keep_ids)).tokens_BTD
     aside = torch.ones(BATCH, TOKENS, dtype=torch.bool).scatter(1, keep_ids, False)
     assert torch.equal(routed[aside], hidden.tokens_BTD[aside])
     assert (routed[~aside] != hidden.tokens_BTD[~aside]).any(dim=-1).all()
@@ -117,7 +117,7 @@ def test_kept_tokens_do_not_see_those_that_stepped_aside(model, inputs, text, ke
     aside = torch.ones(BATCH, TOKENS, dtype=torch.bool).scatter(1, keep_ids, False)
     changed = replace(hidden, tokens_BTD=hidden.tokens_BTD.masked_fill(aside.unsqueeze(-1), 5.0))
     runs = [
-        model._run_routed(state, text, range(1, 4), keep_ids, None).tokens_BTD
+        model._run(state, text, range(1, 4), Kept(keep_ids)).tokens_BTD
         for state in (hidden, changed)
     ]
     assert torch.equal(gather_tokens(runs[0], keep_ids), gather_tokens(runs[1], keep_ids))

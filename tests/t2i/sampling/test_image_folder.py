@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from t2i.sampling.image_folder import ImageFolder, ImageJob, plan_images
+from t2i.sampling.image_folder import ImageFolder, ImageJob, plan_images, read_image_list
 
 SETTINGS = {"guidance": "sg omega=1.8", "steps": "50"}
 PROMPTS = ["a red circle", "\u4e00\u4e2a\u5706 & more\u2026" * 30]
@@ -57,3 +57,19 @@ def test_the_contact_sheet_shows_the_images_in_order(tmp_path: Path, jobs: list[
         assert sheet.size == (4 * 8, 4)
         assert [sheet.getpixel((8 * i, 0)) for i in range(4)] == [(7 + i, 0, 0) for i in range(4)]
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_only_a_finished_set_is_listed(tmp_path: Path, jobs: list[ImageJob]) -> None:
+    folder = ImageFolder(tmp_path)
+    fill(folder, jobs)
+    with pytest.raises(FileNotFoundError, match="no finished set"):
+        read_image_list(tmp_path)
+    folder.finish(jobs)
+    assert read_image_list(tmp_path) == [(tmp_path / job.name, job.prompt) for job in jobs]
+    folder.begin(jobs)
+    assert len(read_image_list(tmp_path)) == 4
+
+    others = plan_images(PROMPTS, 2, 7, {**SETTINGS, "steps": "20"})
+    folder.begin(others)
+    with pytest.raises(FileNotFoundError, match="no finished set"):
+        read_image_list(tmp_path)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from t2i.batch import TrainingBatch
 from t2i.flow import TimestepConfig
+from t2i.models.mask_dit import MaskDiT
+from t2i.models.mask_dit_config import MaskDiTConfig
 from t2i.training.masked import MaskedFlowMatching, term_gradients, visible_pixels
 from t2i.training.masked_config import BalancedWeight, MaskedConfig, balanced_weight
 from t2i.training.objectives import FlowMatching
@@ -78,6 +82,60 @@ def test_the_network_sees_the_visible_tokens_of_each_sample(
     assert torch.equal(seen[0][[2, 0]], seen[1])
     assert seen[0].shape == (4, 4)
     torch.testing.assert_close(part.weighted(2.0).loss_B, whole.loss_B[[2, 0]])
+
+
+@pytest.mark.parametrize("masked_target", ["zero", "velocity"])
+def test_samples_with_different_numbers_of_masked_tokens_have_terms_of_their_own(
+    masked_target: str, batch: TrainingBatch
+) -> None:
+    """Each term is the mean over the sample's own tokens; that of no tokens is 0."""
+    base = replace(BASE, gamma=0.1, bernoulli=True)
+    config = MaskedConfig.model_validate({"masked_target": masked_target})
+    many = replace(batch, moments=batch.moments.repeat(8, 1, 1, 1), sample_ids=torch.arange(32))
+    given = []
+
+    def watched(*inputs: Tensor, keep_mask_BK: Tensor) -> Tensor:
+        given.append(keep_mask_BK)
+        return network(*inputs)
+
+    terms = MaskedFlowMatching(base, config).training_terms(watched, many, LABELS)
+    noised = base.draw(many)
+    assert torch.equal(given[0], noised.keep_mask_BK)
+    predicted = network(noised.x_t_BCHW, noised.timestep_B, LABELS, None)
+    target = 0 if masked_target == "zero" else noised.velocity_BCHW
+    seen = tokens((predicted - noised.velocity_BCHW).square())
+    unseen = tokens((predicted - target).square())
+    counts = set()
+    for row in range(32):
+        kept = noised.keep_ids_BK[row][noised.keep_mask_BK[row]].tolist()
+        masked = sorted(set(range(16)) - set(kept))
+        counts.add(len(masked))
+        torch.testing.assert_close(terms.visible_B[row], seen[row, kept].mean())
+        time_weight = (1 - noised.timestep_B[row]) ** 2
+        by_hand = unseen[row, masked].sum() / max(len(masked), 1) * time_weight
+        torch.testing.assert_close(terms.masked_B[row], by_hand)
+    assert {0, 1, 2} <= counts
+
+
+def tokens(numbers_BCHW: Tensor) -> Tensor:
+    """(B, 16): the mean of each 2 x 2 patch of all channels."""
+    return functional.avg_pool2d(numbers_BCHW, 2).mean(dim=1).flatten(1)
+
+
+def test_a_masked_bernoulli_loss_is_that_of_the_sample_alone(
+    batch: TrainingBatch, select_samples: Callable[[TrainingBatch, list[int]], TrainingBatch]
+) -> None:
+    torch.manual_seed(0)
+    sizes = {"num_layers": 2, "width": 16, "num_heads": 2, "num_classes": 3}
+    decoder = {"decoder_layers": 1, "decoder_width": 8, "decoder_heads": 2}
+    model = MaskDiT(MaskDiTConfig.model_validate({**sizes, **decoder}))
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    objective = MaskedFlowMatching(replace(BASE, bernoulli=True), MaskedConfig())
+    whole = objective.training_terms(model, batch, LABELS).weighted(0.5)
+    for row in range(4):
+        alone = objective.training_terms(model, select_samples(batch, [row]), LABELS[:1])
+        torch.testing.assert_close(alone.weighted(0.5).loss_B, whole.loss_B[[row]])
 
 
 def test_masking_nothing_is_refused(batch: TrainingBatch) -> None:

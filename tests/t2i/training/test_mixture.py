@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from t2i import rng
 from t2i.batch import TrainingBatch
 from t2i.flow import TimestepConfig
+from t2i.models.layers import TimeEmbedding, add_scale
 from t2i.models.routing import draw_keep_ids
 from t2i.sampling.solvers import integrate, time_grid
 from t2i.training.conditions import ContrastedConditions
@@ -83,14 +84,18 @@ def guide(strong: Field, weak: Field, omega: float) -> Field:
 
 
 class MixtureNet(nn.Module):
-    """An MLP whose second layer is routed: hidden tokens of four units each can skip it."""
+    """An MLP whose second layer is routed: hidden tokens of four units each can skip it.
 
-    def __init__(self, takes_scale: bool = False) -> None:
+    Its scale input, if any, is the models' own.
+    """
+
+    def __init__(self, scale_input: bool = False) -> None:
         super().__init__()
-        self.first = nn.Linear(2 + 4 + 3 + takes_scale, WIDTH)
+        self.first = nn.Linear(2 + 4 + 3, WIDTH)
         self.routed = nn.Linear(WIDTH, WIDTH)
         self.third = nn.Linear(WIDTH, WIDTH)
         self.out = nn.Linear(WIDTH, 2)
+        self.scale = TimeEmbedding(WIDTH, zero=True) if scale_input else None
 
     def forward(
         self,
@@ -98,12 +103,13 @@ class MixtureNet(nn.Module):
         timestep_B: Tensor,
         labels_B: Tensor,
         keep_ids_BK: Tensor | None,
-        *scale_B: Tensor,
+        guidance_scale_B: Tensor | None = None,
     ) -> Tensor:
         angle_B = math.pi * timestep_B
-        numbers = (timestep_B, timestep_B**2, angle_B.cos(), angle_B.sin(), *scale_B)
+        numbers = (timestep_B, timestep_B**2, angle_B.cos(), angle_B.sin())
         inputs = (x_BC11.flatten(1), F.one_hot(labels_B, 3), torch.stack(numbers, dim=1))
-        h_BW = F.silu(self.first(torch.cat(inputs, dim=1)))
+        h_BW = self.first(torch.cat(inputs, dim=1))
+        h_BW = F.silu(add_scale(h_BW, self.scale, guidance_scale_B))
         kept_BW = torch.ones_like(h_BW)
         if keep_ids_BK is not None:
             none_BT = torch.zeros(len(h_BW), NUM_HIDDEN_TOKENS)
@@ -128,8 +134,8 @@ class Trained:
             if gamma > 0:
                 keep_ids = draw_keep_ids(2, "weak", step, SAMPLE_IDS, NUM_HIDDEN_TOKENS, gamma)
             times, labels = torch.full((len(x_BC),), time), torch.full((len(x_BC),), label)
-            scales = () if scale is None else (torch.full((len(x_BC),), scale),)
-            return self.averaged(x_BC[..., None, None], times, labels, keep_ids, *scales)[..., 0, 0]
+            fed = {} if scale is None else {"guidance_scale_B": torch.full_like(times, scale)}
+            return self.averaged(x_BC[..., None, None], times, labels, keep_ids, **fed)[..., 0, 0]
 
         return velocity
 
@@ -303,10 +309,8 @@ def test_model_guidance_learns_the_guided_field(plain: Trained) -> None:
 
 
 def test_a_scale_aware_network_is_cfg_at_the_scale_that_it_is_fed(plain: Trained) -> None:
-    net = MixtureNet(takes_scale=True)
-    weights = plain.net.state_dict()
-    weights["first.weight"] = F.pad(weights["first.weight"], (0, 1))
-    net.load_state_dict(weights)
+    net = MixtureNet(scale_input=True)
+    net.load_state_dict(net.state_dict() | plain.net.state_dict())
     config = ModelGuidanceConfig(scale=ScaleInterval(low=1.0, high=2.0))
     objective = ModelGuidance(BASE, config, network_takes_scale=True)
     taught = train(net, guided_loss(objective), NUM_STEPS, NUM_STEPS + 300, rate=1e-2)

@@ -7,6 +7,7 @@ number(condition) + 10 * scale for every element, or a linear map of x_t.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -37,10 +38,14 @@ CONDITIONS = ContrastedConditions(LABELS, (NULL,), DROPPED)
 
 
 def label_network(
-    x_t: Tensor, timestep_B: Tensor, labels_B: Tensor, keep: object, *scale_B: Tensor
+    x_t: Tensor,
+    timestep_B: Tensor,
+    labels_B: Tensor,
+    keep: object,
+    guidance_scale_B: Tensor | float = 0.0,
 ) -> Tensor:
     """label / 10 + 10 * scale, plus a tenth of x_t."""
-    number_B = labels_B / 10 + 10 * sum(scale_B)
+    number_B = labels_B / 10 + 10 * guidance_scale_B
     return 0.1 * x_t + number_B.reshape(-1, 1, 1, 1)
 
 
@@ -113,9 +118,8 @@ def test_only_times_below_the_noise_level_are_guided(batch: TrainingBatch) -> No
 def test_without_an_empty_class_the_mean_over_references_is_contrasted(
     batch: TrainingBatch,
 ) -> None:
-    references = draw_references(
-        torch.arange(8), 3, BASE.seed, batch.step, sample_ids_B=batch.sample_ids
-    )
+    drawn = draw_references(8, 3, BASE.seed, batch.step, sample_ids_B=batch.sample_ids)
+    references = drawn.unbind(dim=1)
     losses = guided(ModelGuidanceConfig(num_references=3)).training_loss(
         label_network, label_network, batch, ContrastedConditions(LABELS, references)
     )
@@ -129,13 +133,13 @@ def test_a_scale_aware_network_is_fed_its_scale_and_the_teacher_one_and_zero(
 ) -> None:
     fed, asked = [], []
 
-    def network(x_t: Tensor, timestep_B: Tensor, labels: Tensor, keep: object, w: Tensor) -> Tensor:
-        fed.append(w)
-        return label_network(x_t, timestep_B, labels, keep)
+    def network(*inputs: Tensor, guidance_scale_B: Tensor) -> Tensor:
+        fed.append(guidance_scale_B)
+        return label_network(*inputs)
 
-    def teacher(x_t: Tensor, timestep_B: Tensor, labels: Tensor, keep: object, w: Tensor) -> Tensor:
-        asked.append((labels[0].item(), *w.unique().tolist()))
-        return label_network(x_t, timestep_B, labels, keep, w)
+    def teacher(*inputs: Tensor, guidance_scale_B: Tensor) -> Tensor:
+        asked.append((inputs[2][0].item(), *guidance_scale_B.unique().tolist()))
+        return label_network(*inputs, guidance_scale_B)
 
     objective = guided(ModelGuidanceConfig(scale=ScaleInterval(low=1.0, high=3.0)))
     losses = objective.training_loss(network, teacher, batch, CONDITIONS)
@@ -154,8 +158,8 @@ def test_a_scale_aware_network_is_fed_its_scale_and_the_teacher_one_and_zero(
 def test_scale_aware_references_are_asked_at_one(batch: TrainingBatch) -> None:
     asked = []
 
-    def teacher(*inputs: Tensor) -> Tensor:
-        asked.append(inputs[4].unique().tolist())
+    def teacher(*inputs: Tensor, guidance_scale_B: Tensor) -> Tensor:
+        asked.append(guidance_scale_B.unique().tolist())
         return label_network(*inputs)
 
     config = ModelGuidanceConfig(scale=ScaleInterval(), num_references=2)
@@ -167,8 +171,8 @@ def test_scale_aware_references_are_asked_at_one(batch: TrainingBatch) -> None:
 def test_scales_are_uniform_in_their_interval(batch: TrainingBatch) -> None:
     fed = []
 
-    def network(*inputs: Tensor) -> Tensor:
-        fed.append(inputs[4])
+    def network(*inputs: Tensor, guidance_scale_B: Tensor) -> Tensor:
+        fed.append(guidance_scale_B)
         return label_network(*inputs)
 
     objective = guided(ModelGuidanceConfig(scale=ScaleInterval(low=0.5, high=2.5)))
@@ -208,6 +212,29 @@ def test_the_network_is_routed_and_the_teacher_only_when_asked_to(
     assert len(seen["teacher"]) == 2
     for keep in seen["teacher"]:
         assert (isinstance(keep, Tensor) and torch.equal(keep, routed)) == teacher_skips_tokens
+
+
+@pytest.mark.parametrize("teacher_skips_tokens", [False, True])
+def test_a_routed_teacher_has_the_mask_of_a_bernoulli_draw(
+    teacher_skips_tokens: bool, batch: TrainingBatch
+) -> None:
+    seen: dict[str, list[Tensor | None]] = {"network": [], "teacher": []}
+
+    def watched(name: str) -> Callable[..., Tensor]:
+        def network(*inputs: Tensor, keep_mask_BK: Tensor | None = None) -> Tensor:
+            seen[name].append(keep_mask_BK)
+            return label_network(*inputs)
+
+        return network
+
+    base = replace(BASE, bernoulli=True)
+    objective = ModelGuidance(base, ModelGuidanceConfig(teacher_skips_tokens=teacher_skips_tokens))
+    objective.training_loss(watched("network"), watched("teacher"), batch, CONDITIONS)
+    (mask,) = seen["network"]
+    assert mask is not None
+    assert torch.equal(mask, base.draw(batch).keep_mask_BK)
+    assert len(seen["teacher"]) == 2
+    assert all((other is mask) == teacher_skips_tokens for other in seen["teacher"])
 
 
 def test_no_gradient_reaches_the_target(batch: TrainingBatch) -> None:
@@ -266,10 +293,8 @@ def test_a_loss_does_not_depend_on_the_rest_of_its_batch(
     rows = [3, 1]
 
     def conditions(samples: TrainingBatch, labels: Tensor) -> ContrastedConditions:
-        pool = torch.arange(8)
-        return ContrastedConditions(
-            labels, draw_references(pool, 2, 1, samples.step, samples.sample_ids)
-        )
+        drawn = draw_references(8, 2, 1, samples.step, samples.sample_ids)
+        return ContrastedConditions(labels, drawn.unbind(dim=1))
 
     config = ModelGuidanceConfig(scale=ScaleInterval(), num_references=2, below_noise_level=0.6)
     objective = guided(config)

@@ -72,6 +72,19 @@ def test_a_tiny_set_is_learned(kind: str, tmp_path: Path, process_group: None) -
     assert history[-1] < 0.85 * history[0], history
 
 
+@pytest.mark.parametrize("kind", ["tr_dit-references", "mask_dit-fixed"])
+def test_a_run_with_bernoulli_draws_is_the_same_in_any_micro_batches(
+    kind: str, tmp_path: Path, process_group: None
+) -> None:
+    for size in (2, 8):
+        settings = {"size": size, "routing_draw": "bernoulli"}
+        assert train(make_run(tmp_path / str(size), 4, kind, **settings))
+    assert train(make_run(tmp_path / "fixed", 4, kind))
+    in_four, at_once, fixed = (losses(tmp_path / name) for name in ("2", "8", "fixed"))
+    assert in_four == pytest.approx(at_once, rel=1e-5)
+    assert in_four != pytest.approx(fixed, rel=1e-5)
+
+
 # So strong that a wrong teacher shows after a few steps.
 STRONG = {"name": "model_guidance", "scale": 100.0}
 

@@ -12,6 +12,8 @@ from torch import Tensor
 from t2i.batch import TrainingBatch
 from t2i.encoders.text import TextStates
 from t2i.flow import TimestepConfig
+from t2i.models.sit import SiT
+from t2i.models.sit_config import SiTConfig
 from t2i.models.tr_dit import TRDiT
 from t2i.models.tr_dit_config import TRDiTConfig
 from t2i.training.backbone import TextConditioned
@@ -19,6 +21,7 @@ from t2i.training.conditions import select
 from t2i.training.objectives import FlowMatching
 
 OBJECTIVE = FlowMatching(seed=1, gamma=0.5, timestep=TimestepConfig(), patch_size=2)
+BERNOULLI = replace(OBJECTIVE, bernoulli=True)
 
 
 def make_batch(size: int) -> TrainingBatch:
@@ -43,6 +46,15 @@ def make_network(zero_start: bool) -> TextConditioned:
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter, std=0.2)
     return TextConditioned(model)
+
+
+def make_sit() -> SiT:
+    torch.manual_seed(0)
+    config = SiTConfig(num_layers=3, width=16, num_heads=2, num_classes=3, routes=((1, 1),))
+    model = SiT(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model
 
 
 def test_a_network_that_answers_x_minus_z_has_no_loss() -> None:
@@ -131,6 +143,58 @@ def test_a_loss_does_not_depend_on_the_rest_of_its_batch() -> None:
     part = OBJECTIVE.training_loss(network, half, select(text, torch.tensor([2, 3])))
     torch.testing.assert_close(part.loss_B, whole.loss_B[2:])
     torch.testing.assert_close(part.timestep_B, whole.timestep_B[2:])
+
+
+@pytest.mark.parametrize("gamma", [0.1, 0.5, 0.9])
+def test_bernoulli_draws_keep_their_share_and_depend_on_the_sample_alone(gamma: float) -> None:
+    """However a global batch is cut into micro-batches, as ranks and accumulation do."""
+    objective = replace(BERNOULLI, gamma=gamma)
+    size, num_tokens = 512, 64
+    moments = torch.zeros(size, 2, 16, 16)
+    whole = TrainingBatch(moments, (), (), torch.arange(size) + 7 * size, step=7)
+    fractions = [len(tokens) / num_tokens for tokens in kept_tokens(objective, whole)]
+    # a sample's fraction has a standard deviation of at most 0.063, the mean of 512 of 0.0028
+    assert sum(fractions) / size == pytest.approx(1 - gamma, abs=0.012)
+    assert len(set(fractions)) > 5, "samples keep different numbers of tokens"
+    for cut in (1, 24, 128):
+        parts = [
+            replace(whole, moments=moments[first:][:cut], sample_ids=whole.sample_ids[first:][:cut])
+            for first in range(0, size, cut)
+        ]
+        kept = [tokens for part in parts for tokens in kept_tokens(objective, part)]
+        assert kept == kept_tokens(objective, whole)
+
+
+def kept_tokens(objective: FlowMatching, batch: TrainingBatch) -> list[list[int]]:
+    noised = objective.draw(batch)
+    assert noised.keep_ids_BK is not None
+    assert noised.keep_mask_BK is not None
+    pairs = zip(noised.keep_ids_BK, noised.keep_mask_BK, strict=True)
+    return [ids_K[mask_K].tolist() for ids_K, mask_K in pairs]
+
+
+@pytest.mark.parametrize("model", ["tr_dit", "sit"])
+def test_a_bernoulli_loss_is_that_of_the_sample_alone(model: str) -> None:
+    """Alone a row has no padding; in the batch most rows have some. Gradients agree as well."""
+    network, condition = make_network(zero_start=False), make_text(4)
+    if model == "sit":
+        network, condition = make_sit(), torch.tensor([0, 2, 1, 3])
+    batch = make_batch(4)
+    losses = BERNOULLI.training_loss(network, batch, condition)
+    (2 * losses.loss_B.sum()).backward()
+    together = {name: p.grad.clone() for name, p in network.named_parameters()}
+    network.zero_grad()
+    for row in range(4):
+        alone = replace(
+            batch, moments=batch.moments[[row]], sample_ids=batch.sample_ids[[row]], keys=("a",)
+        )
+        assert BERNOULLI.draw(alone).keep_mask_BK.all()
+        loss_B = BERNOULLI.training_loss(network, alone, select(condition, torch.tensor([row])))
+        torch.testing.assert_close(loss_B.loss_B, losses.loss_B[[row]])
+        (2 * loss_B.loss_B.sum()).backward()
+    for name, parameter in network.named_parameters():
+        torch.testing.assert_close(parameter.grad, together[name], rtol=1e-4, atol=1e-4)
+    assert not BERNOULLI.draw(batch).keep_mask_BK.all(), "some rows are padded"
 
 
 def test_another_step_draws_other_numbers() -> None:

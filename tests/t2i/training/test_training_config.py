@@ -29,6 +29,12 @@ def test_a_batch_that_cannot_be_dealt_out_is_refused_with_a_way_out() -> None:
         TrainingConfig(global_batch=10, micro_batch=4)
 
 
+def test_a_draw_of_tokens_that_is_never_made_is_refused() -> None:
+    assert TrainingConfig().routing_draw == "fixed"
+    with pytest.raises(ValidationError, match="gamma 0 lets none skip; set routing_draw to fixed"):
+        TrainingConfig(routing_draw="bernoulli", gamma=0)
+
+
 def test_the_learning_rate_warms_up_and_stays() -> None:
     config = TrainingConfig(learning_rate=1.0, warmup_steps=4)
     assert [config.learning_rate_at(step) for step in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]

@@ -52,11 +52,15 @@ MASK_DIT = MaskDiTConfig(
     decoder_heads=2,
 )
 GUIDED = {"name": "model_guidance", "scale": 1.5}
+SCALED = {"name": "model_guidance", "scale": {"low": 1.0, "high": 2.0}}
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "tr_dit": ("tr_dit", {"name": "flow_matching"}),
     "tr_dit-guided": ("tr_dit", GUIDED),
     "tr_dit-strong": ("tr_dit", {**GUIDED, "scale": 30.0}),  # does not learn, but shows the teacher
+    "tr_dit-references": ("tr_dit", {**GUIDED, "num_references": 2}),
+    "tr_dit-scaled": ("tr_dit", SCALED),
     "sit": ("sit", {"name": "flow_matching"}),
+    "sit-scaled": ("sit", SCALED),
     "sit-guided": ("sit", GUIDED),
     "sit-references": ("sit", {**GUIDED, "num_references": 2}),
     "sit-auto": ("sit", {**GUIDED, "scale": {"highest": 2.0, "decay": 0.5}}),
@@ -70,8 +74,9 @@ GLOBAL_BATCH = 8
 
 
 def encode(captions: Sequence[str]) -> TextStates:
-    """States that depend on the caption alone."""
-    states = torch.stack([torch.full((4, 8), (len(caption) % 7) / 7) for caption in captions])
+    """States that depend on the caption alone, and not only in size: that is normalised away."""
+    numbers = torch.tensor([float(len(caption)) for caption in captions])
+    states = torch.cos(numbers.reshape(-1, 1, 1) * torch.arange(8)).expand(-1, 4, 8)
     return TextStates(states, torch.ones(len(captions), 4, dtype=torch.bool))
 
 
@@ -104,17 +109,19 @@ def make_batches(
     return from_step
 
 
-def make_backbone(model: str) -> Backbone:
+def make_backbone(model: str, scale_input: bool = False) -> Backbone:
     """One of the three models with the weights of seed 0."""
     torch.manual_seed(0)
     device = torch.device("cpu")
+    update = {"scale_input": scale_input}
     match model:
         case "sit":
-            return label_backbone(SiT(SIT), device)
+            return label_backbone(SiT(SIT.model_copy(update=update)), device)
         case "mask_dit":
             return label_backbone(MaskDiT(MASK_DIT), device)
         case _:
-            return text_backbone(TRDiT(TR_DIT), encode, device)
+            model_config = TR_DIT.model_copy(update=update)
+            return text_backbone(TRDiT(model_config), encode, device, ("a", "aa", "aaa"))
 
 
 def make_run(
@@ -150,7 +157,7 @@ def make_run(
                 **settings,
             }
         ),
-        backbone=make_backbone(model),
+        backbone=make_backbone(model, scale_input=objective is SCALED),
         batches=make_batches(rank, world_size, size, stop_at),
         validation=[micro_batch(1000, 2 * rank, 2)],
         start=resume(saved) if saved else Start(source="random weights"),
