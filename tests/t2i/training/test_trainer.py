@@ -53,6 +53,21 @@ def test_accumulation_of_k_batches_of_m_is_one_batch_of_km(
     assert largest_difference(tmp_path / "parts", tmp_path / "whole") < ROUNDING
 
 
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_the_gradient_is_that_of_the_whole_batch(
+    size: int, tmp_path: Path, process_group: None
+) -> None:
+    """By Adam's first moment after one step, a tenth of the clipped gradient: linear in it."""
+    train_here(tmp_path / "parts", steps=1, size=size)
+    train_here(tmp_path / "whole", steps=1, size=8)
+    parts, whole = tensors(tmp_path / "parts"), tensors(tmp_path / "whole")
+    names = [name for name in whole if name.startswith("exp_avg/") and whole[name].any()]
+    assert names
+    for name in names:
+        difference = (parts[name] - whole[name]).norm() / whole[name].norm()
+        assert difference < 1e-5, (name, float(difference))
+
+
 def test_a_step_with_nan_is_skipped_and_accounted_for(tmp_path: Path, process_group: None) -> None:
     train_here(tmp_path / "poisoned", steps=3, poisoned_step=1)
     saved = newest_checkpoint(tmp_path / "poisoned" / "checkpoints")
