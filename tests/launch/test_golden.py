@@ -39,12 +39,9 @@ CHANGES = (
     "t2i.training.seed=1",
     "data_pipeline.loader.window_shards=1",
     "data_pipeline.loader.caption_dropout=0.5",
-    "data_pipeline.loader.caption_levels=[1, 0, 0, 0]",
     "t2i.training.gamma=0.25",
     "t2i.training.timestep.mean=0.1",
     "t2i.training.objective={name: model_guidance, scale: 1.5}",
-    "t2i.training.betas=[0.9, 0.99]",
-    "t2i.models.tr_dit.routes=[[1, 2]]",
 )
 
 

@@ -124,7 +124,7 @@ def steps_since(config: Path, started: float) -> int:
 def kill_while_starting(config: Path, draws: random.Random) -> bool:
     """Anywhere before the first step is reported: launcher, imports, loading a checkpoint."""
     started = time.time()
-    moment = started + draws.uniform(1, 15)
+    moment = started + draws.uniform(1, 10)
     kill_when(config, lambda: time.time() > moment or steps_since(config, started) > 0)
     return True
 
