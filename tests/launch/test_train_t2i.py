@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -73,14 +74,14 @@ def test_stage_2_starts_from_stage_1_by_default() -> None:
     assert config.stage(2).start_from_run == config.stage(1).folder
 
 
-def write_stage_1(folder: Path) -> None:
+def write_stage_1(folder: Path, step: int = 7) -> Path:
     import torch
 
-    temporary = checkpoint.temporary_folder(folder / "checkpoints", 7)
+    temporary = checkpoint.temporary_folder(folder / "checkpoints", step)
     temporary.mkdir(parents=True)
     for value, kind in enumerate(checkpoint.TENSOR_KINDS):
         checkpoint.write_tensors(temporary, kind, {"w": torch.full((2,), float(value))})
-    checkpoint.commit(temporary, checkpoint.TrainingState(7, 6, 6, 1), "", keep=1)
+    return checkpoint.commit(temporary, checkpoint.TrainingState(step, 6, 6, 1), "", keep=3)
 
 
 def test_stage_2_takes_weights_and_ema_of_stage_1(
@@ -102,6 +103,35 @@ def test_stage_2_takes_weights_and_ema_of_stage_1(
     assert start.moments is not None
     assert start.moments["exp_avg_sq"]["w"][0] == 3.0
     assert start.optimizer_steps == 6
+
+
+def test_stage_2_takes_the_newest_checkpoint_that_verifies(
+    tmp_path: Path, process_group: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for step in (7, 8, 9):
+        newest = write_stage_1(tmp_path / "stage1", step)
+    file = newest / "weights.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    start = fresh_start(2, StageConfig(folder="stage2", start_from_run=str(tmp_path / "stage1")))
+    assert "step-00000008" in start.source
+    assert "step-00000008" in capsys.readouterr().out
+    for path in (tmp_path / "stage1" / "checkpoints").iterdir():
+        (path / "state.json").unlink()
+    with pytest.raises(ConfigError, match="has no whole checkpoint"):
+        fresh_start(2, StageConfig(folder="stage2", start_from_run=str(tmp_path / "stage1")))
+
+
+def test_without_stage_1_the_command_says_what_to_do(tmp_path: Path) -> None:
+    """A user sees one line and exit code 2, no traceback."""
+    stage = "launch.train.stage2"
+    sets = [f"root={tmp_path}", f"{stage}.start_from_transformer=null"]
+    command = [sys.executable, str(SCRIPT), "--stage", "2"]
+    command += [part for value in sets for part in ("--set", value)]
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[1]), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2, done.stderr
+    assert "run `deepspeed launch/train_t2i.py --stage 1` first" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_without_stage_1_the_named_transformer_is_taken(
