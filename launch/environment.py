@@ -2,7 +2,7 @@
 
     ranks     the same code, versions and settings everywhere; as many processes per node as planned
     folder    writable by all processes, one and the same for all of them, room for checkpoints
-    data      the first shard of each dataset can be read from each node
+    data      each dataset opens on each node, with its filter
 
 Each process looks for itself, then all of them learn of the problems and stop together. The first
 process names them, the others end silently.
@@ -157,29 +157,24 @@ def read_token(folder: Path, token: str) -> list[str]:
 
 
 def unreadable_data(loader: LoaderConfig, storage: StorageConfig) -> list[str]:
-    """Open the first manifest of each dataset and of its filter."""
-    from data_pipeline.manifest import StepOutput
+    """Open each dataset as the loader does, with its filter."""
+    from data_pipeline.catalogs import open_catalog
 
     problems = []
     for dataset in loader.datasets:
-        for address in (dataset.path, *([dataset.kept] if dataset.kept else [])):
-            try:
-                output = StepOutput.open(address, storage)
-                committed = output.committed()
-                if not committed:
-                    raise FileNotFoundError("no finished shards in it")
-                output.manifest(committed[0])
-            # whatever keeps data from being read: no network, no credentials, no such bucket
-            except Exception as error:
-                way_out = (
-                    "give credentials as boto3 finds them (AWS_ACCESS_KEY_ID and "
-                    "AWS_SECRET_ACCESS_KEY, ~/.aws, an instance role) and "
-                    "data_pipeline.storage.endpoint_url"
-                    if address.startswith("s3://")
-                    else "make it (python -m data_pipeline.latents), or put it where all nodes see it"
-                )
-                reason = f"{type(error).__name__}: {error}".splitlines()[0]
-                problems.append(f"{address} cannot be read ({reason}); {way_out}")
+        try:
+            open_catalog(dataset, loader, storage)
+        # whatever keeps data from being read: no network, no credentials, no such bucket
+        except Exception as error:
+            way_out = (
+                "give credentials as boto3 finds them (AWS_ACCESS_KEY_ID and "
+                "AWS_SECRET_ACCESS_KEY, ~/.aws, an instance role) and "
+                "data_pipeline.storage.endpoint_url"
+                if dataset.path.startswith("s3://")
+                else "make it (python -m data_pipeline.latents), or put it where all nodes see it"
+            )
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            problems.append(f"{dataset.path} cannot be read ({reason}); {way_out}")
     return problems
 
 

@@ -116,7 +116,10 @@ def _format(value: Any) -> str:
 
 
 class MetricsFile:
-    """A run's JSON-lines file: one object a line, appended and flushed."""
+    """A run's JSON-lines file: one object a line, appended and flushed.
+
+    A line that the disk refuses is left out and logged: a run of weeks is worth more than it.
+    """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -124,8 +127,15 @@ class MetricsFile:
 
     def write(self, fields: Mapping[str, Any]) -> None:
         """Append one line; a time stamp (``time``, seconds since the epoch) is added."""
-        with self.path.open("a") as file:
-            file.write(json.dumps({"time": round(time.time(), 3), **fields}) + "\n")
+        line = json.dumps({"time": round(time.time(), 3), **fields}) + "\n"
+        size = self.path.stat().st_size if self.path.exists() else 0
+        try:
+            with self.path.open("a") as file:
+                file.write(line)
+        except OSError as error:
+            if self.path.exists():
+                os.truncate(self.path, size)
+            get_logger("metrics").error("%s: a line was not written (%s)", self.path, error)
 
 
 def run_command(

@@ -91,6 +91,7 @@ class Window:
         steps: made, skipped ones included.
         sums_2T: of `LossSums`, over the applied steps of all processes.
         flops: executed by all processes in the applied steps; see `throughput.batch_flops`.
+        num_replaced: samples of all processes that stood in for others in bad shards.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -99,6 +100,7 @@ class Window:
         self.steps = 0
         self.sums_2T = torch.zeros(2, NUM_TIME_BINS, dtype=torch.float64)
         self.flops = 0.0
+        self.num_replaced = 0
         self.gradient_norms: list[float] = []
 
     def add_applied(self, sums_2T: Tensor, flops: float, gradient_norm: float) -> None:
@@ -123,6 +125,7 @@ class Window:
         return {
             **self._applied_fields(),
             "seconds": seconds,
+            "replaced_samples": self.num_replaced,
             "images_per_second": len(self.gradient_norms) * global_batch / training,
             "tflops": tflops,
             "mfu": tflops / peak_tflops if peak_tflops else None,

@@ -9,14 +9,13 @@ spikes by hand; Chowdhery et al. 2022, section 5.1.)
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
-from t2i.console import get_logger
+from t2i.console import MetricsFile, get_logger
 
 logger = get_logger("train")
 
@@ -96,8 +95,7 @@ class SkippedSteps:
             "limit": limit if is_finite else None,
             "keys": list(keys),
         }
-        with self.file.open("a") as lines:
-            lines.write(json.dumps(line) + "\n")
+        MetricsFile(self.file).write(line)
         problem = f"its norm {norm:.4g} exceeds {limit:.4g}" if is_finite else "it is not finite"
         if self.rank == 0:
             logger.warning("step %d: gradient refused, %s; keys in %s", step, problem, self.file)

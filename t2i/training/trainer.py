@@ -190,7 +190,7 @@ class Trainer:
         """One optimizer step: ``accumulation`` micro-batches, update, EMA."""
         sums = LossSums(self.run.device)
         learning_rate = self.config.learning_rate_at(self.step)
-        flops, keys = 0.0, list[str]()
+        flops, num_replaced, keys = 0.0, 0, list[str]()
         with self._phase("update"):
             self.objective.begin_step(self.step, lambda: self.engine.gather(self.ema.averages))
         for _ in range(self.accumulation):
@@ -207,6 +207,7 @@ class Trainer:
             with self._phase("update"):
                 self.engine.step(learning_rate)
             keys += batch.keys
+            num_replaced += batch.num_replaced
             flops += batch_flops(
                 self.run.backbone, self.objective, self.config.gamma, batch, condition
             )
@@ -216,7 +217,8 @@ class Trainer:
                 self.ema.update(self.config.ema_decay)
                 self.objective.end_step()
         with self._phase("agreement"):
-            sums_2T, flops = self._agree(sums.sums_2T, flops)
+            sums_2T, flops, num_replaced = self._agree(sums.sums_2T, flops, num_replaced)
+        self.window.num_replaced += num_replaced
         self._account(sums_2T, flops, keys)
 
     def _account(self, sums_2T: Tensor, flops: float, keys: Sequence[str]) -> None:
@@ -230,14 +232,17 @@ class Trainer:
         else:
             self.skipped.add(self.step, keys, norm, self.spikes.limit)
 
-    def _agree(self, sums_2T: Tensor, flops: float) -> tuple[Tensor, float]:
-        """Sum losses and FLOPs over ranks; the same message tells all to save or stop if one wishes so."""
-        own = torch.tensor([flops, self.saver.is_overdue, self.stop_wanted], dtype=torch.float64)
-        message = torch.cat([sums_2T.flatten(), own.to(sums_2T.device)])
+    def _agree(
+        self, sums_2T: Tensor, flops: float, num_replaced: int
+    ) -> tuple[Tensor, float, int]:
+        """The sums over ranks; the same message tells all to save or stop if one wishes so."""
+        own = [flops, num_replaced, self.saver.is_overdue, self.stop_wanted]
+        numbers = torch.tensor(own, dtype=sums_2T.dtype, device=sums_2T.device)
+        message = torch.cat([sums_2T.flatten(), numbers])
         dist.all_reduce(message)
-        message = message.cpu()
-        self.save_agreed, self.stop_agreed = (message[-2:] > 0).tolist()
-        return message[:-3].reshape(2, NUM_TIME_BINS), float(message[-3])
+        *sums, all_flops, all_replaced, saves, stops = message.tolist()
+        self.save_agreed, self.stop_agreed = saves > 0, stops > 0
+        return torch.tensor(sums, dtype=sums_2T.dtype).view(2, -1), all_flops, int(all_replaced)
 
     @contextmanager
     def _phase(self, phase: str) -> Iterator[None]:
