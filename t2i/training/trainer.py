@@ -24,7 +24,7 @@ from t2i.training.backbone import compile_blocks
 from t2i.training.checkpoint import TrainingState
 from t2i.training.ema import EMA
 from t2i.training.engine import MOMENTS, Engine
-from t2i.training.metrics import NUM_TIME_BINS, LossSums, Window, memory_gb
+from t2i.training.metrics import LossSums, Window, memory_gb
 from t2i.training.moving_objectives import make_objective
 from t2i.training.profiling import Profile
 from t2i.training.reporter import Reporter
@@ -232,9 +232,7 @@ class Trainer:
         else:
             self.skipped.add(self.step, keys, norm, self.spikes.limit)
 
-    def _agree(
-        self, sums_2T: Tensor, flops: float, num_replaced: int
-    ) -> tuple[Tensor, float, int]:
+    def _agree(self, sums_2T: Tensor, flops: float, num_replaced: int) -> tuple[Tensor, float, int]:
         """The sums over ranks; the same message tells all to save or stop if one wishes so."""
         own = [flops, num_replaced, self.saver.is_overdue, self.stop_wanted]
         numbers = torch.tensor(own, dtype=sums_2T.dtype, device=sums_2T.device)
