@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from t2i.console import MetricsFile, get_logger
+from t2i.training.reporter import drop_lines_after
 
 logger = get_logger("train")
 
@@ -70,8 +71,10 @@ class SkippedSteps:
         count: of the whole run.
     """
 
-    def __init__(self, folder: Path, rank: int, count: int, most_in_a_row: int) -> None:
+    def __init__(self, folder: Path, rank: int, step: int, count: int, most_in_a_row: int) -> None:
+        """``step``: steps done; the record of later ones, which are run again, is removed."""
         self.file = folder / f"skipped-rank{rank}.jsonl"
+        drop_lines_after(self.file, step - 1)  # a line's step is counted from 0
         self.rank, self.count, self.most_in_a_row = rank, count, most_in_a_row
         self.in_a_row = 0
 

@@ -103,7 +103,9 @@ class Trainer:
     def _load(self, start: Start) -> None:
         self.step = start.step
         folder, config = self.run.folder, self.config
-        self.skipped = SkippedSteps(folder, self.rank, start.skipped, config.max_skipped_in_a_row)
+        self.skipped = SkippedSteps(
+            folder, self.rank, self.step, start.skipped, config.max_skipped_in_a_row
+        )
         self.spikes = SpikeGuard(
             config.max_gradient_norm_ratio, config.gradient_norm_window, start.gradient_norms
         )

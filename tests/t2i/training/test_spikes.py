@@ -45,13 +45,22 @@ def test_without_a_ratio_nothing_is_refused() -> None:
 
 
 def test_spikes_without_end_stop_with_advice(tmp_path: Path) -> None:
-    skipped = SkippedSteps(tmp_path, rank=0, count=5, most_in_a_row=2)
+    skipped = SkippedSteps(tmp_path, rank=0, step=0, count=5, most_in_a_row=2)
     skipped.add(7, ["a"], norm=50.0, limit=20.0)
     skipped.end_row()
     skipped.add(9, ["b"], norm=float("inf"), limit=20.0)
     with pytest.raises(ValueError, match=r"50 exceeds 20.*raise max_gradient_norm_ratio"):
         skipped.add(10, ["c"], norm=50.0, limit=20.0)
     assert skipped.count == 8
+
+
+def test_a_run_that_goes_back_lists_a_skipped_step_once(tmp_path: Path) -> None:
+    first = SkippedSteps(tmp_path, rank=0, step=0, count=0, most_in_a_row=9)
+    first.add(3, ["a"], norm=50.0, limit=20.0)
+    first.add(7, ["b"], norm=50.0, limit=20.0)
+    again = SkippedSteps(tmp_path, rank=0, step=7, count=1, most_in_a_row=9)
+    again.add(7, ["b"], norm=50.0, limit=20.0)
+    assert [json.loads(line)["step"] for line in again.file.read_text().splitlines()] == [3, 7]
 
 
 @pytest.fixture(scope="module")
