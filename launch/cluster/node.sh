@@ -11,6 +11,9 @@
 set -u
 cd "$(dirname "$0")/../.."
 : "${NUM_NODES:?}" "${NODE_RANK:?}" "${HEAD:?}" "${RUN_ID:?}"
+# A new store after each restart: nodes that count restarts differently (one lost a process, the other
+# only heard of it) would otherwise read the addresses of dead processes in the old one.
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${STOP_SECONDS:-540}
 
 stopped=

@@ -24,7 +24,7 @@ from data_pipeline.shards import Sample
 
 REPO = Path(__file__).resolve().parents[2]
 CLUSTER = REPO / "launch" / "cluster"
-STEPS = 200
+STEPS = 120
 CONFIG = """
 data_pipeline:
   loader: {datasets: [{path: FOLDER/latents}], labels: true, num_workers: 0}
@@ -140,11 +140,11 @@ def test_a_run_survives_a_killed_rank_and_a_stop(
     srun = descendants(job, str(config.parent / "srun"))[0]
     srun.send_signal(signal.SIGTERM)
     log = config.parent / "job.log"
-    assert job.wait(timeout=120) == 75, log.read_text()[-5000:]
+    assert job.wait(timeout=300) == 75, log.read_text()[-5000:]
     assert (config.parent / "requeued").read_text().split() == [str(os.getpid())]
     assert newest_step(config) < STEPS
 
-    assert sbatch().wait(timeout=120) == 0, log.read_text()[-5000:]
+    assert sbatch().wait(timeout=300) == 0, log.read_text()[-5000:]
     assert newest_step(config) == STEPS
     lines = (config.parent / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == list(range(1, STEPS + 1))
