@@ -53,7 +53,8 @@ class GaussianNoise(nn.Module):
         super().__init__()
         self.means = nn.Parameter(MEANS)
 
-    def embed(self, latents: Tensor, step: Tensor) -> State:
+    def embed(self, latents: Tensor, step: Tensor, guidance_scale_B: Tensor | None) -> State:
+        assert guidance_scale_B is None  # the closed form has no scale input
         return State(latents, step)
 
     def before_route(self, hidden: State, labels: Tensor, skip_blocks: Sequence[int]) -> State:
