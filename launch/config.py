@@ -39,7 +39,7 @@ class UploadConfig(Section):
     )
     keep: int = Field(default=3, ge=1, description="copies of a stage; older ones are removed")
     wait_minutes: float = Field(
-        default=10, ge=0, description="for the last upload, at the end or after SIGTERM"
+        default=5, ge=0, description="for the last upload, at the end or after SIGTERM"
     )
 
     def check_fits(self, timeout_minutes: float) -> None:

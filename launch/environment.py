@@ -181,10 +181,15 @@ def unreadable_data(loader: LoaderConfig, storage: StorageConfig) -> list[str]:
 def little_disk(
     folder: Path, num_parameters: int, training: TrainingConfig, launch: LaunchConfig
 ) -> list[str]:
-    """Compare the free space with what ``keep_checkpoints`` + 1 checkpoints take."""
+    """Compare the free space with what the checkpoints take.
+
+    These are ``keep_checkpoints``, one that is being written and, with uploads, one that is being
+    sent and one that waits: their links hold the space of what retention has removed.
+    """
     one = BYTES_PER_PARAMETER * num_parameters
-    there = min(len(list(folder.glob("checkpoints/step-*"))), training.keep_checkpoints)
-    needed = float((training.keep_checkpoints + 1 - there) * one)
+    most = training.keep_checkpoints + (1 if launch.upload is None else 3)
+    there = min(len(list(folder.glob("checkpoints/step-*"))), most - 1)
+    needed = float((most - there) * one)
     asked_by, way_out = f"checkpoints of {one / 1e9:.1f} GB each", "t2i.training.keep_checkpoints"
     if launch.min_free_disk_gb is not None:
         needed, asked_by = launch.min_free_disk_gb * 1e9, "launch.train.min_free_disk_gb"
