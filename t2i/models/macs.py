@@ -1,4 +1,4 @@
-"""Multiply-accumulates of TR-DiT, SiT and MaskDiT for one sample, by formula; TR-DiT's parameters.
+"""Multiply-accumulates of TR-DiT, SiT and MaskDiT for one sample, by formula.
 
 Matrix products only: element-wise work (norms, softmax, rotations) is left out. Text keys and values
 are computed once per prompt (in training at each step) and are not part of a forward pass: see
@@ -152,23 +152,6 @@ def ends_macs(config: Backbone, num_tokens: int) -> tuple[int, int]:
         head_width = config.decoder_width
     head = num_tokens * head_channels * patch_area * head_width + 2 * width * head_width
     return embed, head
-
-
-def parameter_sizes(config: TRDiTConfig) -> list[int]:
-    """Elements of each parameter of TR-DiT; their sum is its size."""
-    width, ffn = config.width, 3 * config.width * config.ffn_width
-    attention, head = [3 * width**2, width**2], config.head_width
-    patch = config.in_channels * config.patch_size**2 * width
-    feed_forward = [ffn // 3 * 2, ffn // 3]
-    low_rank = [width * config.adaln_rank, 6 * width * config.adaln_rank]
-    cross = [width, width**2, 2 * width**2, head, head, width**2]
-    block = [*low_rank, *attention, 2 * head, *cross, *feed_forward]
-    refiner_layer = [*attention, 2 * head, *feed_forward, width, width]
-    refiner = [config.text_width, config.text_width * width, width]
-    refiner += config.num_refiner_layers * refiner_layer
-    time_and_head = [TIME_SINUSOIDS * width, width**2, 2 * width**2, patch]
-    scale = [TIME_SINUSOIDS * width, width**2] if config.scale_input else []
-    return [patch, *refiner, *time_and_head, *scale, *(config.num_layers * block)]
 
 
 def can_drop_tokens(config: Backbone) -> bool:

@@ -15,6 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from t2i.training.model_guidance_config import ModelGuidanceConfig
+from t2i.training.training_config import TrainingConfig
+
 FP32 = 4
 # DeepSpeed's defaults, in elements: gradients that are reduced together; parameters below which
 # ZeRO 3 keeps them whole; how many it leaves whole because they are needed again soon; how many it
@@ -103,3 +106,10 @@ def state_bytes(
         live=live,
         gradient_copy=0 if zero_stage == 1 and precision == "bf16" else share * FP32,
     )
+
+
+def teacher_bytes(num_parameters: int, training: TrainingConfig) -> int:
+    """Of model-guidance's teacher: whole weights in the precision of training, in any ZeRO stage."""
+    if not isinstance(training.objective, ModelGuidanceConfig):
+        return 0
+    return num_parameters * (2 if training.precision == "bf16" else FP32)

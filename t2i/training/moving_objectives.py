@@ -30,6 +30,7 @@ from t2i.training.model_guidance_config import (
     update_scale,
 )
 from t2i.training.objectives import FlowMatching, Losses, Network
+from t2i.training.other_forwards import other_forwards
 from t2i.training.training_config import TrainingConfig
 
 State = Mapping[str, float | None]
@@ -141,11 +142,10 @@ class MovingGuidance(MovingObjective):
         return self.objective.training_loss(network, self.teacher, batch, conditions)
 
     def other_forwards(self, step: int) -> Sequence[float]:
-        """The teacher's: given the condition, and each of the references."""
+        """The teacher's, where it is asked."""
         if not self.objective.asks_teacher(step):
             return ()
-        gamma = self.objective.base.gamma if self.config.teacher_skips_tokens else 0.0
-        return (gamma,) * (1 + max(self.config.num_references, 1))
+        return other_forwards(self.config, self.objective.base.gamma)
 
     def end_validation(self, loss: float) -> None:
         """Move the automatic scale; the quality that it follows is minus the loss."""
@@ -204,7 +204,9 @@ class MovingMasked(MovingObjective):
 
     def other_forwards(self, step: int) -> Sequence[float]:
         """The one that lambda is measured by, where it is."""
-        return (self.objective.base.gamma,) if self.is_measuring else ()
+        if not self.is_measuring:
+            return ()
+        return other_forwards(self.objective.config, self.objective.base.gamma)
 
     def end_step(self) -> None:
         """Move lambda by the norms of the gradients of all micro-batches of all processes."""

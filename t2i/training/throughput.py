@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from t2i.batch import TrainingBatch
 from t2i.encoders.text import TextStates
 from t2i.hardware import known_peak_tflops
-from t2i.models.macs import TRAINING_PASSES
 from t2i.training.backbone import Backbone
 from t2i.training.conditions import Condition
 from t2i.training.moving_objectives import MovingObjective
+from t2i.training.other_forwards import sample_flops
 from t2i.training.training_config import TrainingConfig
 
 
@@ -30,9 +32,8 @@ def batch_flops(
     height, width = batch.moments.shape[-2:]
     num_tokens = height * width // backbone.patch_size**2
     text_tokens = condition.mask.shape[1] if isinstance(condition, TextStates) else 0
-    flops = float(backbone.training_flops(num_tokens, text_tokens, gamma))
-    for forward_gamma in objective.other_forwards(batch.step):
-        flops += backbone.training_flops(num_tokens, text_tokens, forward_gamma) / TRAINING_PASSES
+    training_flops = partial(backbone.training_flops, num_tokens, text_tokens)
+    flops = sample_flops(training_flops, gamma, objective.other_forwards(batch.step))
     return flops * len(batch.sample_ids)
 
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from t2i.models.activations import Kernels, activations
-from t2i.models.macs import parameter_sizes
+from t2i.models.activations import activations
+from t2i.models.kernels import Kernels
+from t2i.models.parameters import parameter_sizes
 from t2i.models.tr_dit_config import TRDiTConfig
 from t2i.training.memory import state_bytes
 
