@@ -3,9 +3,10 @@
     python -m launch.plan --gpus 64 --config configs/tr_dit_2b5.yaml
     python -m launch.plan --gpus 256 --config configs/tr_dit_2b5.yaml --gpu h100 --json plan.json
     python -m launch.plan --gpus 64 --config configs/tr_dit_2b5.yaml --set launch.plan.mfu=0.3
+    python -m launch.plan --gpus 8 --config configs/imagenet_sit_xl2_mg.yaml --gpu h100
 
 For ZeRO 1, 2 and 3, with and without gradient checkpointing: what one GPU has to hold in a step,
-and how long a step and both stages take. The sizes come from the config, the machines from its
+and how long a step and each of launch.plan.stages take. The sizes come from the config, the machines from its
 section launch.plan; every assumption is printed. Nothing is measured, so no GPU is needed. How far
 the formulas have been checked: docs/scale.md.
 """
@@ -20,7 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.latents import LatentsConfig
-from launch.config import LaunchConfig, stage_section
+from data_pipeline.loader_config import LoaderConfig
+from launch.backbones import BackboneSections, check_fits
+from launch.config import stage_section
 from launch.plan_config import PlanConfig
 from launch.plan_model import (
     GIB,
@@ -34,26 +37,35 @@ from launch.plan_model import (
     storage_bytes,
     time,
 )
-from t2i.config import ConfigError, Section, add_config_arguments, config_from_args, section
+from t2i.config import ConfigError, add_config_arguments, config_from_args, section
 from t2i.console import run_command
-from t2i.encoders.text_config import TextEncoderConfig
 from t2i.hardware import GPUS
-from t2i.models.macs import parameter_sizes
-from t2i.models.tr_dit_config import TRDiTConfig
+from t2i.models.parameters import parameter_sizes
 from t2i.training.training_config import TrainingConfig
 
-# ZeRO stage and gradient checkpointing of each row
-ROWS = [(zero, checkpointing) for checkpointing in (False, True) for zero in ZERO_STAGES]
+NAMES = {"tr_dit": "TR-DiT", "sit": "SiT", "mask_dit": "MaskDiT"}
+# what of Memory is printed, and its title; nets that a run does not have are left out
+COLUMNS = {
+    "weights": "weights",
+    "optimizer": "optimizer",
+    "ema": "EMA",
+    "gradients": "gradients",
+    "bucket": "buckets",
+    "activations": "activations",
+    "text_encoder": "encoder",
+    "teacher": "teacher",
+    "reserve": "reserve",
+    "total": "peak",
+}
+OTHER_NETS = ("text_encoder", "teacher")
 
 
-class Config(Section):
+class Config(BackboneSections):
     """What this command reads."""
 
     plan: PlanConfig = section("launch.plan")
-    launch: LaunchConfig = section("launch.train")
     training: TrainingConfig = section("t2i.training")
-    model: TRDiTConfig = section("t2i.models.tr_dit")
-    text: TextEncoderConfig = section("t2i.encoders.text")
+    loader: LoaderConfig = section("data_pipeline.loader")
     latents: LatentsConfig = section("data_pipeline.latents")
 
 
@@ -77,42 +89,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = config_from_args(args, Config)
     plan = config.plan if args.gpu is None else config.plan.model_copy(update={"gpu": args.gpu})
     jobs = make_jobs(config, plan, args.gpus)
-    print("\n".join(describe(jobs, config.model)))
+    print("\n".join(describe(jobs, NAMES[config.launch.model])))
     if args.json is not None:
-        args.json.write_text(json.dumps(figures(jobs, config.model), indent=1) + "\n")
+        args.json.write_text(json.dumps(figures(jobs), indent=1) + "\n")
     return 0
 
 
 def make_jobs(config: Config, plan: PlanConfig, num_gpus: int) -> list[Job]:
-    """Both stages.
+    """The stages that are planned.
 
     Raises:
-        ConfigError: a backbone without formulas, or sizes that do not divide.
+        ConfigError: sizes that do not divide, or settings that training refuses.
     """
-    if config.launch.model != "tr_dit":
-        raise ConfigError(
-            f"launch.train.model {config.launch.model}: a plan knows the memory of tr_dit only"
-        )
     if num_gpus < 1:
         raise ConfigError(f"--gpus {num_gpus}: at least one GPU is needed")
-    resolutions = plan.resolutions or (config.latents.resolution,) * 2
+    resolutions = plan.resolutions or (config.latents.resolution,) * len(plan.stages)
+    model = config.chosen_model
+    text_tokens = config.text.max_tokens if config.launch.model == "tr_dit" else 0
     jobs = []
-    for stage, number, resolution in zip(
-        (config.launch.stage1, config.launch.stage2), (1, 2), resolutions, strict=True
-    ):
-        key = f"launch.train.stage{number}.training"
-        training = stage_section(config.training, stage.training, key)
-        name, tokens = f"stage {number}", config.text.max_tokens
-        jobs.append(make_job(name, config.model, training, plan, num_gpus, resolution, tokens))
+    for number, resolution in zip(plan.stages, resolutions, strict=True):
+        stage, key = config.launch.stage(number), f"launch.train.stage{number}"
+        training = stage_section(config.training, stage.training, f"{key}.training")
+        check_fits(config, training, stage_section(config.loader, stage.loader, f"{key}.loader"))
+        name = f"stage {number}"
+        jobs.append(make_job(name, model, training, plan, num_gpus, resolution, text_tokens))
     return jobs
 
 
-def describe(jobs: Sequence[Job], model: TRDiTConfig) -> list[str]:
+def describe(jobs: Sequence[Job], model_name: str) -> list[str]:
     """The lines that are printed."""
-    plan, gpu = jobs[0].plan, GPUS[jobs[0].plan.gpu]
-    billions = sum(parameter_sizes(model)) / 1e9
+    plan, model = jobs[0].plan, jobs[0].model
+    gpu, billions = GPUS[plan.gpu], sum(parameter_sizes(model)) / 1e9
     lines = [
-        f"PLAN, not measured: TR-DiT of {billions:.2f} B parameters on {jobs[0].num_gpus} x "
+        f"PLAN, not measured: {model_name} of {billions:.2f} B parameters on {jobs[0].num_gpus} x "
         f"{plan.gpu.upper()} ({gpu.memory_gib:g} GiB, {gpu.peak_tflops:g} TFLOP/s in bf16)"
     ]
     for job in jobs:
@@ -120,12 +129,12 @@ def describe(jobs: Sequence[Job], model: TRDiTConfig) -> list[str]:
     gigabytes = checkpoint_bytes(model) / 1e9
     kept = jobs[0].training.keep_checkpoints
     lines += ["", f"A checkpoint: {gigabytes:.1f} GB; {kept} kept: {kept * gigabytes:.0f} GB"]
-    lines += ["", f"Data of {plan.num_images / 1e6:g} M samples (TB)"]
-    for resolution in sorted({job.resolution for job in jobs}):
-        sizes = storage_bytes(plan, model.in_channels, resolution)
-        cells = ", ".join(f"{name} {size / 1e12:.2f}" for name, size in sizes.items())
+    lines += ["", f"Data of {plan.num_images / 1e6:.4g} M samples (GB)"]
+    for resolution, job in sorted({job.resolution: job for job in jobs}.items()):
+        sizes = storage_bytes(job)
+        cells = ", ".join(f"{name} {size / 1e9:,.0f}" for name, size in sizes.items())
         lines.append(f"  {resolution}x{resolution}: {cells}")
-    return [*lines, "", *describe_assumptions(plan)]
+    return [*lines, "", *describe_assumptions(jobs)]
 
 
 def describe_job(job: Job) -> list[str]:
@@ -134,24 +143,30 @@ def describe_job(job: Job) -> list[str]:
     lines = [
         f"{job.name}: {training.steps:,} steps x {training.global_batch:,} images of "
         f"{job.resolution}x{job.resolution} ({training.steps * training.global_batch / 1e6:,.0f} M"
-        f" samples), gamma {training.gamma:g}, {training.precision}",
+        f" samples), {training.objective.name}, gamma {training.gamma:g}, {training.precision}",
         f"micro-batch {job.micro_batch} x accumulation {job.accumulation} x {job.num_gpus} GPUs"
         + (
             ""
             if job.micro_batch == training.micro_batch
             else f" (t2i.training.micro_batch {training.micro_batch} does not divide)"
         ),
+        *describe_forwards(job),
         "",
-        "GiB per GPU    weights  optimizer    EMA  gradients  buckets  activations  encoder"
-        "  reserve    peak  fits",
-    ]
-    lines += [memory_line(memory(job, *row)) for row in ROWS]
-    lines += [
+        *memory_lines([memory(job, *row) for row in job.rows]),
         "",
         "time           TFLOP/GPU  compute s  sent GB  exposed s  step s  images/s    days"
         "  GPU-hours        cost",
     ]
-    return [*lines, *(time_line(time(job, *row)) for row in ROWS)]
+    return [*lines, *(time_line(time(job, *row)) for row in job.rows)]
+
+
+def describe_forwards(job: Job) -> list[str]:
+    """One line on what an objective computes beside training, if it does."""
+    gammas, share = job.forwards_beside
+    if not gammas or share == 0:
+        return []
+    passes = f"{len(gammas)} forward pass{'es' if len(gammas) > 1 else ''} at gamma {gammas[0]:g}"
+    return [f"{job.training.objective.name} adds {passes} in {share:.0%} of the steps"]
 
 
 def row_name(row: Memory | Time) -> str:
@@ -159,12 +174,20 @@ def row_name(row: Memory | Time) -> str:
     return f"ZeRO {row.zero_stage}{' + ckpt' if row.gradient_checkpointing else ''}".ljust(13)
 
 
-def memory_line(row: Memory) -> str:
-    """One line of the table of memory."""
-    widths = {"weights": 9, "optimizer": 11, "ema": 7, "gradients": 11, "bucket": 9}
-    widths |= {"activations": 13, "text_encoder": 9, "reserve": 9, "total": 8}
-    cells = [f"{getattr(row, name) / GIB:{width}.1f}" for name, width in widths.items()]
-    return row_name(row) + "".join(cells) + ("   yes" if row.fits else "    NO")
+def memory_lines(rows: Sequence[Memory]) -> list[str]:
+    """The table of memory."""
+    columns = {
+        name: title
+        for name, title in COLUMNS.items()
+        if name not in OTHER_NETS or any(getattr(row, name) for row in rows)
+    }
+    widths = {name: max(len(title) + 2, 8) for name, title in columns.items()}
+    titles = "".join(title.rjust(widths[name]) for name, title in columns.items())
+    lines = ["GiB per GPU".ljust(13) + titles + "  fits"]
+    for row in rows:
+        cells = "".join(f"{getattr(row, name) / GIB:{widths[name]}.1f}" for name in columns)
+        lines.append(row_name(row) + cells + ("   yes" if row.fits else "    NO"))
+    return lines
 
 
 def time_line(row: Time) -> str:
@@ -176,10 +199,11 @@ def time_line(row: Time) -> str:
     )
 
 
-def describe_assumptions(plan: PlanConfig) -> list[str]:
+def describe_assumptions(jobs: Sequence[Job]) -> list[str]:
     """What the figures rest on."""
+    job, plan = jobs[0], jobs[0].plan
     shares = ", ".join(f"{share:g}" for share in plan.exposed)
-    return [
+    lines = [
         "Assumptions (launch.plan)",
         f"  mfu {plan.mfu:g} while computing; ckpt computes every block's forward pass again",
         f"  communication at {plan.intra_node_gb_s:g} GB/s per GPU within a machine of "
@@ -188,15 +212,26 @@ def describe_assumptions(plan: PlanConfig) -> list[str]:
         "failures",
         f"  activations: eager kernels, after routing, + {plan.allocator_share:.0%} for gradients "
         "of one block and fragmentation",
-        f"  frozen text encoder of {plan.text_encoder_parameters / 1e9:g} B parameters on each GPU, "
-        f"run on {plan.prefix_tokens} tokens + the caption's",
         f"  reserve {plan.reserve_gib:g} GiB for CUDA, NCCL, cuBLAS",
-        f"  a picture has {plan.image_bytes:,} bytes, its four captions {plan.captions_bytes:,}",
     ]
+    if job.has_text:
+        lines += [
+            f"  frozen text encoder of {plan.text_encoder_parameters / 1e9:g} B parameters on each "
+            f"GPU, run on {plan.prefix_tokens} tokens + the caption's",
+            f"  a picture has {plan.image_bytes:,} bytes, its four captions {plan.captions_bytes:,}",
+        ]
+    else:
+        lines.append(f"  a picture has {plan.image_bytes:,} bytes; labels, no captions")
+    if any(len(job.rows) < 2 * len(ZERO_STAGES) for job in jobs):
+        lines.append("  without the ZeRO stages that t2i.training refuses for this run")
+    if len(jobs) == 1:
+        lines.append(f"  {job.name} alone (launch.plan.stages)")
+    return lines
 
 
-def figures(jobs: Sequence[Job], model: TRDiTConfig) -> dict[str, Any]:
+def figures(jobs: Sequence[Job]) -> dict[str, Any]:
     """The same in bytes and seconds."""
+    model = jobs[0].model
     return {
         "planned": True,
         "num_parameters": sum(parameter_sizes(model)),
@@ -208,9 +243,9 @@ def figures(jobs: Sequence[Job], model: TRDiTConfig) -> dict[str, Any]:
                 "micro_batch": job.micro_batch,
                 "accumulation": job.accumulation,
                 "resolution": job.resolution,
-                "memory": [asdict(memory(job, *row)) for row in ROWS],
-                "time": [asdict(time(job, *row)) for row in ROWS],
-                "storage": storage_bytes(job.plan, model.in_channels, job.resolution),
+                "memory": [asdict(memory(job, *row)) for row in job.rows],
+                "time": [asdict(time(job, *row)) for row in job.rows],
+                "storage": storage_bytes(job),
             }
             for job in jobs
         ],

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field, field_validator
+from typing import Literal, Self
+
+from pydantic import Field, field_validator, model_validator
 
 from t2i.config import Section
 from t2i.hardware import GPUS
@@ -38,8 +40,11 @@ class PlanConfig(Section):
     prefix_tokens: int = Field(32, ge=0, description="that it reads before a caption")
 
     # The data.
-    resolutions: tuple[int, int] | None = Field(
-        None, description="side of the images of stage 1 and 2; null = data_pipeline.latents's"
+    stages: tuple[Literal[1, 2], ...] = Field(
+        (1, 2), min_length=1, description="of launch.train, that are planned"
+    )
+    resolutions: tuple[int, ...] | None = Field(
+        None, description="side of the images of each stage; null = data_pipeline.latents's"
     )
     num_images: int = Field(100_000_000, ge=1)
     image_bytes: int = Field(100_000, ge=1, description="of a downloaded picture, on average")
@@ -51,3 +56,14 @@ class PlanConfig(Section):
         if gpu not in GPUS:
             raise ValueError(f"unknown GPU; valid: {', '.join(GPUS)} (t2i.hardware)")
         return gpu
+
+    @model_validator(mode="after")
+    def _each_stage_has_a_resolution(self) -> Self:
+        if len(set(self.stages)) != len(self.stages):
+            raise ValueError(f"stages {list(self.stages)} names one twice")
+        if self.resolutions is not None and len(self.resolutions) != len(self.stages):
+            raise ValueError(
+                f"resolutions {list(self.resolutions)} must be one for each of stages "
+                f"{list(self.stages)}, or null"
+            )
+        return self

@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
+
+from pydantic import ValidationError
 
 from launch.plan_config import PlanConfig
 from t2i.config import ConfigError
 from t2i.hardware import GPUS
-from t2i.models.activations import Kernels, activations
-from t2i.models.macs import forward_macs, parameter_sizes, training_flops
+from t2i.models.activations import activations
+from t2i.models.kernels import Kernels
+from t2i.models.macs import Backbone, forward_macs, training_flops
+from t2i.models.parameters import parameter_sizes
 from t2i.models.tr_dit_config import TRDiTConfig
-from t2i.training.memory import state_bytes
+from t2i.training.memory import state_bytes, teacher_bytes
+from t2i.training.model_guidance_config import ModelGuidanceConfig
+from t2i.training.other_forwards import other_forwards, sample_flops, share_of_steps
 from t2i.training.training_config import TrainingConfig, largest_divisor
 
 GIB = 2**30
-ZERO_STAGES: tuple[Literal[1, 2, 3], ...] = (1, 2, 3)
+ZeroStage = Literal[1, 2, 3]
+ZERO_STAGES: tuple[ZeroStage, ...] = (1, 2, 3)
 LATENT_DOWNSAMPLE = 8
 HALF = 2  # bytes of bf16, and of a latent's float16
 FP32 = 4
 TENSOR_KINDS = 4  # of a checkpoint: weights, EMA, two moments
 # a tar holds a header of 512 bytes for each part and fills parts up to 512 bytes: 768 on average
 TAR_PART = 768
+LABEL_PART = 1024  # a header and less than 512 bytes of json
 
 
 @dataclass(frozen=True)
@@ -32,12 +42,12 @@ class Job:
         name: of the stage.
         training: its settings.
         resolution: side of its images in pixels.
-        text_tokens: of a caption, padding included.
+        text_tokens: of a caption, padding included; 0 for models of classes.
         micro_batch: the config's, or its largest divisor that fits the number of GPUs.
     """
 
     name: str
-    model: TRDiTConfig
+    model: Backbone
     training: TrainingConfig
     plan: PlanConfig
     num_gpus: int
@@ -51,14 +61,31 @@ class Job:
         return self.training.global_batch // self.num_gpus // self.micro_batch
 
     @property
+    def rows(self) -> list[tuple[ZeroStage, bool]]:
+        """ZeRO stage and gradient checkpointing of each way to run it that training takes."""
+        stages = [stage for stage in ZERO_STAGES if _takes(self.training, stage)]
+        return [(stage, checkpointing) for checkpointing in (False, True) for stage in stages]
+
+    @property
     def num_tokens(self) -> int:
         """Image tokens before routing."""
         return (self.resolution // LATENT_DOWNSAMPLE // self.model.patch_size) ** 2
 
+    @property
+    def has_text(self) -> bool:
+        """Whether the model is conditioned on captions; else on classes."""
+        return isinstance(self.model, TRDiTConfig)
+
+    @property
+    def forwards_beside(self) -> tuple[Sequence[float], float]:
+        """gamma of each forward pass beside training, and in which share of the steps they run."""
+        objective, steps = self.training.objective, self.training.steps
+        return other_forwards(objective, self.training.gamma), share_of_steps(objective, steps)
+
 
 def make_job(
     name: str,
-    model: TRDiTConfig,
+    model: Backbone,
     training: TrainingConfig,
     plan: PlanConfig,
     num_gpus: int,
@@ -82,6 +109,15 @@ def make_job(
     return Job(name, model, training, plan, num_gpus, resolution, text_tokens, micro_batch)
 
 
+def _takes(training: TrainingConfig, zero_stage: ZeroStage) -> bool:
+    """Whether a run may have this ZeRO stage: some settings need whole weights."""
+    try:
+        TrainingConfig.model_validate(training.model_dump() | {"zero_stage": zero_stage})
+    except ValidationError:
+        return False
+    return True
+
+
 @dataclass(frozen=True)
 class Memory:
     """Of one GPU, in bytes; `total` is the peak of a step."""
@@ -95,24 +131,27 @@ class Memory:
     bucket: int
     activations: int
     text_encoder: int
+    teacher: int
     reserve: int
     total: int
     fits: bool
 
 
-def memory(job: Job, zero_stage: Literal[1, 2, 3], gradient_checkpointing: bool) -> Memory:
+def memory(job: Job, zero_stage: ZeroStage, gradient_checkpointing: bool) -> Memory:
     """What a GPU holds in a step of a job."""
     plan, precision = job.plan, job.training.precision
     model = job.model.model_copy(update={"gradient_checkpointing": gradient_checkpointing})
-    states = state_bytes(parameter_sizes(model), zero_stage, precision, job.num_gpus)
+    sizes = parameter_sizes(model)
+    states = state_bytes(sizes, zero_stage, precision, job.num_gpus)
     kernels = Kernels.of(precision, on_gpu=True)
     saved = activations(
         model, job.micro_batch, job.num_tokens, job.text_tokens, job.training.gamma, kernels
     )
     peak = round(saved.peak * (1 + plan.allocator_share))
-    encoder = round(plan.text_encoder_parameters * kernels.element)
+    encoder = round(plan.text_encoder_parameters * kernels.element) if job.has_text else 0
+    teacher = teacher_bytes(sum(sizes), job.training)
     reserve = round(plan.reserve_gib * GIB)
-    total = states.peak(peak) + encoder + reserve
+    total = states.peak(peak) + encoder + teacher + reserve
     return Memory(
         zero_stage=zero_stage,
         gradient_checkpointing=gradient_checkpointing,
@@ -123,6 +162,7 @@ def memory(job: Job, zero_stage: Literal[1, 2, 3], gradient_checkpointing: bool)
         bucket=states.bucket + states.live,
         activations=peak,
         text_encoder=encoder,
+        teacher=teacher,
         reserve=reserve,
         total=total,
         fits=total <= GPUS[plan.gpu].memory_gib * GIB,
@@ -152,13 +192,14 @@ class Time:
     cost: float
 
 
-def time(job: Job, zero_stage: Literal[1, 2, 3], gradient_checkpointing: bool) -> Time:
+def time(job: Job, zero_stage: ZeroStage, gradient_checkpointing: bool) -> Time:
     """How long a step and the stage take."""
     plan, training = job.plan, job.training
     images = training.global_batch // job.num_gpus
-    arguments = job.model, job.num_tokens, job.text_tokens, training.gamma
-    flops = training_flops(*arguments) + encoder_flops(job)
-    again = 2 * forward_macs(*arguments) if gradient_checkpointing else 0
+    arguments = job.model, job.num_tokens, job.text_tokens
+    flops = sample_flops(partial(training_flops, *arguments), training.gamma, *job.forwards_beside)
+    flops += encoder_flops(job)
+    again = 2 * forward_macs(*arguments, training.gamma) if gradient_checkpointing else 0
     peak = GPUS[plan.gpu].peak_tflops * 1e12
     compute = images * (flops + again) / (peak * plan.mfu)
     sent = traffic(job, zero_stage)
@@ -183,42 +224,57 @@ def time(job: Job, zero_stage: Literal[1, 2, 3], gradient_checkpointing: bool) -
 
 
 def encoder_flops(job: Job) -> float:
-    """Of the frozen text encoder for one caption: a forward pass, without attention products."""
-    plan = job.plan
+    """Of the frozen text encoder for one sample: forward passes, without attention products.
+
+    For its caption, and where a teacher is asked about references for as many captions more (fewer
+    where samples share them).
+    """
+    if not job.has_text:
+        return 0.0
+    plan, objective = job.plan, job.training.objective
     used = plan.text_encoder_parameters - plan.text_encoder_embeddings
-    return 2 * used * (plan.prefix_tokens + job.text_tokens)
+    num_captions = 1.0
+    if isinstance(objective, ModelGuidanceConfig):
+        num_captions += objective.num_references * job.forwards_beside[1]
+    return num_captions * 2 * used * (plan.prefix_tokens + job.text_tokens)
 
 
-def traffic(job: Job, zero_stage: Literal[1, 2, 3]) -> float:
+def traffic(job: Job, zero_stage: ZeroStage) -> float:
     """Bytes that a GPU sends in a step, by ring algorithms.
 
     ZeRO 1 in bf16 reduces gradients once a step, the others in each micro-batch. DeepSpeed's ZeRO 1
     and 2 all-reduce them (twice their size) and gather the weights once; ZeRO 3 gathers the weights
-    for the forward and for the backward pass, and scatters gradients (once their size).
+    for the forward and for the backward pass, and scatters gradients (once their size). A teacher's
+    fp32 weights come from all GPUs: by an all-reduce in ZeRO 1 and 2, gathered in ZeRO 3.
     """
     element = HALF if job.training.precision == "bf16" else FP32
-    weights = sum(parameter_sizes(job.model)) * element
+    num_parameters, objective = sum(parameter_sizes(job.model)), job.training.objective
+    weights, teacher = num_parameters * element, 0.0
+    if isinstance(objective, ModelGuidanceConfig):
+        times = (1 if zero_stage == 3 else 2) * job.forwards_beside[1] / objective.teacher_every
+        teacher = times * num_parameters * FP32
     if zero_stage == 3:
         volume = 3 * job.accumulation
     elif zero_stage == 1 and job.training.precision == "bf16":
         volume = 2 + 1
     else:
         volume = 2 * job.accumulation + 1
-    return volume * weights * (job.num_gpus - 1) / job.num_gpus
+    return (volume * weights + teacher) * (job.num_gpus - 1) / job.num_gpus
 
 
-def checkpoint_bytes(model: TRDiTConfig) -> int:
+def checkpoint_bytes(model: Backbone) -> int:
     """Of one training checkpoint: fp32 safetensors of four kinds."""
     return TENSOR_KINDS * FP32 * sum(parameter_sizes(model))
 
 
-def storage_bytes(plan: PlanConfig, in_channels: int, resolution: int) -> dict[str, int]:
-    """Of the data: pictures, captions, latents with captions, each in tars."""
-    side = resolution // LATENT_DOWNSAMPLE
-    latent = 2 * in_channels * side**2 * HALF
-    sizes = {
-        "images": plan.image_bytes + 2 * TAR_PART,
-        "captions": plan.captions_bytes + TAR_PART,
-        "latents": latent + plan.captions_bytes + 2 * TAR_PART,
-    }
+def storage_bytes(job: Job) -> dict[str, int]:
+    """Of the data, in tars: pictures, captions, latents with captions; or with labels alone."""
+    plan, side = job.plan, job.resolution // LATENT_DOWNSAMPLE
+    latent = 2 * job.model.in_channels * side**2 * HALF + TAR_PART
+    captions = plan.captions_bytes + TAR_PART
+    sizes = {"images": plan.image_bytes + 2 * TAR_PART}
+    if job.has_text:
+        sizes |= {"captions": captions, "latents": latent + captions}
+    else:
+        sizes |= {"latents": latent + LABEL_PART}
     return {name: size * plan.num_images for name, size in sizes.items()}

@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from launch.plan import Config, main, make_jobs
-from launch.plan_model import GIB, ZERO_STAGES, Job, memory, time, traffic
+from launch.plan_model import GIB, ZERO_STAGES, Job, memory, storage_bytes, time, traffic
 from t2i.config import ConfigError, load_config
 from t2i.hardware import GPUS
+from t2i.models.macs import forward_macs, training_flops
+from t2i.models.parameters import parameter_sizes
 
 REPO = Path(__file__).resolve().parents[2]
 FULL = REPO / "configs" / "tr_dit_2b5.yaml"
+IMAGENET = {
+    name: REPO / "configs" / f"imagenet_sit_xl2_{name}.yaml" for name in ("tread", "mg", "maskdit")
+}
+OBJECTIVE = "t2i.training.objective"
 
 
-def jobs(num_gpus: int, *overrides: str) -> list[Job]:
-    config = load_config(FULL, list(overrides), Config)
+def jobs(num_gpus: int, *overrides: str, path: Path = FULL) -> list[Job]:
+    config = load_config(path, list(overrides), Config)
     return make_jobs(config, config.plan, num_gpus)
+
+
+def imagenet(name: str, *overrides: str, num_gpus: int = 8) -> Job:
+    """The only stage that is planned."""
+    (job,) = jobs(num_gpus, *overrides, path=IMAGENET[name])
+    return job
 
 
 def test_a_plan_is_made_without_torch() -> None:
@@ -35,11 +50,11 @@ def test_a_plan_is_made_without_torch() -> None:
 
 
 def test_parts_of_memory_sum_to_the_peak() -> None:
-    for job in jobs(64):
+    for job in (*jobs(64), imagenet("mg", num_gpus=64)):
         for zero_stage in ZERO_STAGES:
             row = memory(job, zero_stage, True)
             parts = (row.weights, row.optimizer, row.ema, row.gradients, row.bucket)
-            parts += (row.activations, row.text_encoder, row.reserve)
+            parts += (row.activations, row.text_encoder, row.teacher, row.reserve)
             assert row.total == sum(parts)
             assert row.fits == (row.total <= GPUS["h200"].memory_gib * GIB)
 
@@ -90,8 +105,95 @@ def test_it_is_printed_and_written(tmp_path: Path, capsys: pytest.CaptureFixture
     assert figures["checkpoint_bytes"] == 16 * figures["num_parameters"]
 
 
-def test_what_has_no_formula_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"launch\.train\.model sit"):
-        jobs(8, "launch.train.model=sit")
-    with pytest.raises(ConfigError, match=r"launch\.plan\.gpu.*valid: a100-40gb"):
-        jobs(8, "launch.plan.gpu=tpu")
+@pytest.mark.parametrize("name", IMAGENET)
+def test_imagenet_is_one_stage_of_labelled_pictures(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--gpus", "8", "--config", str(IMAGENET[name])]) == 0
+    printed = capsys.readouterr().out
+    assert "stage 1: 2,000,000 steps x 256 images" in printed
+    assert "stage 1 alone (launch.plan.stages)" in printed
+    for word in ("stage 2", "encoder", "captions 2"):
+        assert word not in printed
+    assert ("teacher" in printed) == (name == "mg")
+    assert ("ZeRO 3 " in printed) == (name != "maskdit")
+    both = jobs(8, "launch.plan.stages=[1, 2]", path=IMAGENET[name])
+    assert [job.training.steps for job in both] == [2_000_000, 100_000]
+
+
+def test_sizes_are_those_of_the_papers() -> None:
+    """Parameters, and GMACs without attention products of a dense forward pass (SG, table 2)."""
+    job = imagenet("mg")
+    assert sum(parameter_sizes(job.model)) == pytest.approx(675e6, rel=0.001)
+    assert forward_macs(job.model, job.num_tokens, attention_products=False) == pytest.approx(
+        114.42e9, rel=0.001
+    )
+
+
+def test_a_teacher_is_weights_and_forward_passes() -> None:
+    """A third of training each; its fp32 weights are all-reduced."""
+    plain = imagenet("tread", "t2i.training.gamma=0")
+    weights = 2 * sum(parameter_sizes(plain.model))
+    for overrides, forwards, gathered in (
+        ((), 2, 1.0),
+        ((f"{OBJECTIVE}.num_references=3",), 4, 1.0),
+        ((f"{OBJECTIVE}.teacher_every=4",), 2, 0.25),
+        ((f"{OBJECTIVE}.from_step=1500000",), 0.5, 0.25),
+        ((f"{OBJECTIVE}.scale=1.0",), 0, 0.0),
+    ):
+        guided = imagenet("mg", *overrides)
+        assert memory(guided, 2, False).total - memory(plain, 2, False).total == weights
+        flops = time(plain, 2, False).tflops
+        assert time(guided, 2, False).tflops == pytest.approx(flops * (1 + forwards / 3))
+        for zero_stage, volume in zip(ZERO_STAGES, (4, 4, 2), strict=True):
+            sent = traffic(guided, zero_stage) - traffic(plain, zero_stage)
+            assert sent == pytest.approx(gathered * volume * weights * 7 / 8)
+
+
+def test_references_of_captions_are_encoded_too() -> None:
+    """Each counts as one forward pass of the teacher and as one caption for the text encoder."""
+    guidance = f"{OBJECTIVE}={{name: model_guidance, num_references: %d}}"
+    (one, _), (three, _) = (jobs(64, guidance % number) for number in (1, 3))
+    dense = training_flops(one.model, one.num_tokens, one.text_tokens) / 3
+    caption = 2 * (1.54e9 - 0.23e9) * (32 + one.text_tokens)
+    more = (time(three, 2, False).tflops - time(one, 2, False).tflops) * 1e12 / 48
+    assert more == pytest.approx(2 * (dense + caption))
+
+
+def test_measuring_lambda_is_a_forward_pass_now_and_then() -> None:
+    plain = time(imagenet("maskdit", f"{OBJECTIVE}.weight=1.0"), 2, False).tflops
+    measured = time(imagenet("maskdit", f"{OBJECTIVE}.weight={{every: 5}}"), 2, False).tflops
+    assert measured == pytest.approx(plain * (1 + 1 / 3 / 5))
+
+
+def test_labelled_latents_are_as_large_as_in_a_tar(tmp_path: Path) -> None:
+    sample = {"captions": [""] * 4, "width": 500, "height": 375, "bucket": "256x256", "label": 207}
+    parts = io.BytesIO()
+    np.save(parts, np.zeros((8, 32, 32), np.float16))
+    with tarfile.open(tmp_path / "latents.tar", "w") as tar:
+        for number in range(50):
+            for suffix, data in (("npy", parts.getvalue()), ("json", json.dumps(sample).encode())):
+                info = tarfile.TarInfo(f"{number:011d}.{suffix}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    planned = storage_bytes(imagenet("tread", "launch.plan.num_images=50"))
+    assert planned["latents"] == pytest.approx((tmp_path / "latents.tar").stat().st_size, rel=0.03)
+    assert list(planned) == ["images", "latents"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("launch.train.model=sit",), "sit is conditioned on classes; set data_pipeline.loader.l"),
+        (("launch.plan.gpu=tpu",), r"launch\.plan\.gpu.*valid: a100-40gb"),
+        (("launch.plan.stages=[1]",), r"resolutions \[256, 512\] must be one for each of stages"),
+        (("launch.plan.stages=[2, 2]",), r"stages \[2, 2\] names one twice"),
+        (("launch.plan.stages=[3]",), r"launch\.plan\.stages"),
+        (("launch.plan.resolutions=[256, 500]",), "stage 2: resolution 500 must be a multiple"),
+        (("t2i.models.tr_dit.routes=[]",), r"t2i\.models\.tr_dit\.routes is empty"),
+    ],
+)
+def test_what_cannot_be_planned_is_one_line(overrides: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        jobs(8, *overrides)
+    assert "\n" not in str(caught.value)

@@ -69,7 +69,9 @@ def saved_bytes(config: Backbone, gamma: float, precision: str) -> int:
             model = MaskDiT(config).to(DTYPES[precision])
     own.update(parameter.untyped_storage().data_ptr() for parameter in model.parameters())
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        condition = model.prepare_text(*text_inputs) if isinstance(model, TRDiT) else torch.arange(BATCH)
+        condition = (
+            model.prepare_text(*text_inputs) if isinstance(model, TRDiT) else torch.arange(BATCH)
+        )
         velocity = model(*inputs, condition, keep_ids)
     assert velocity.requires_grad
     if isinstance(model, TRDiT) and config.gradient_checkpointing:

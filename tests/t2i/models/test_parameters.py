@@ -19,7 +19,7 @@ from t2i.models.tr_dit_config import TRDiTConfig
         TRDiTConfig(
             num_layers=5, width=64, num_heads=2, text_width=24, adaln_rank=8, routes=((1, 2),)
         ),
-        SiTConfig(num_layers=5, width=64, num_heads=2, num_classes=10),
+        SiTConfig(num_layers=7, width=64, num_heads=2, num_classes=10),
         SiTConfig(num_layers=6, width=64, num_heads=2, learn_sigma=False, patch_size=4),
         MaskDiTConfig(num_layers=3, width=64, num_heads=2, decoder_width=32, decoder_heads=2),
     ],

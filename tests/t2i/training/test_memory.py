@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from t2i.models.activations import activations
 from t2i.models.kernels import Kernels
 from t2i.models.parameters import parameter_sizes
 from t2i.models.tr_dit_config import TRDiTConfig
-from t2i.training.memory import state_bytes
+from t2i.training.memory import state_bytes, teacher_bytes
+from t2i.training.moving_objectives import MovingGuidance, make_objective
+from t2i.training.training_config import TrainingConfig
 
 REPO = Path(__file__).resolve().parents[3]
 CASES = ("1:bf16", "2:bf16", "3:bf16", "1:fp32", "2:fp32", "3:fp32")
@@ -63,3 +67,15 @@ def test_what_zero_shards_falls_with_the_number_of_processes() -> None:
         assert getattr(one, part) == pytest.approx(8 * getattr(eight, part), rel=1e-5)
     # what SPEC's 45 GB of TR-DiT-2.5B are: 18 bytes for each parameter
     assert one.held == 18 * sum(sizes)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_a_teacher_is_a_copy_of_the_weights(precision: str) -> None:
+    tiny = runpy.run_path(str(Path(__file__).with_name("tiny_run.py")))
+    guided = {"objective": tiny["GUIDED"], "precision": precision}
+    config, backbone = TrainingConfig.model_validate(guided), tiny["make_backbone"]("sit")
+    objective = make_objective(config, backbone, torch.device("cpu"), {})
+    assert isinstance(objective, MovingGuidance)
+    held = sum(average.nbytes for average in objective.averages.values())
+    assert teacher_bytes(sum(parameter_sizes(tiny["SIT"])), config) == held
+    assert teacher_bytes(10, TrainingConfig()) == 0

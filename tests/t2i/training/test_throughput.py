@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import runpy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from t2i.encoders.text import TextStates
 from t2i.models.macs import training_flops
 from t2i.training.backbone import Backbone
 from t2i.training.moving_objectives import make_objective
+from t2i.training.other_forwards import other_forwards, sample_flops, share_of_steps
 from t2i.training.throughput import batch_flops, peak_tflops
 from t2i.training.training_config import TrainingConfig
 
@@ -66,6 +68,27 @@ def test_measuring_lambda_is_one_more_forward_pass() -> None:
     measured, other = (flops_of(backbone, TINY["micro_batch"](n, 0, 2), objective) for n in (2, 3))
     assert other == 2 * trained
     assert measured == pytest.approx(2 * trained * 4 / 3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "objective"),
+    [
+        ("sit", {"name": "flow_matching"}),
+        ("sit", GUIDED),
+        ("sit", {**GUIDED, "num_references": 2, "teacher_skips_tokens": True}),
+        ("sit", {"name": "model_guidance", "scale": 1.0}),
+        ("mask_dit", {"name": "masked", "weight": {"every": 4}}),
+        ("mask_dit", {"name": "masked", "weight": 0.5}),
+    ],
+)
+def test_the_mean_of_a_run_is_that_of_its_steps(kind: str, objective: dict[str, Any]) -> None:
+    backbone, steps = TINY["make_backbone"](kind), 10
+    batches = [TINY["micro_batch"](step, 0, 2) for step in range(steps)]
+    mean = sum(flops_of(backbone, batch, objective) for batch in batches) / steps
+    config = TrainingConfig.model_validate({"objective": objective}).objective
+    others, share = other_forwards(config, 0.5), share_of_steps(config, steps)
+    flops = partial(backbone.training_flops, 16, 0)
+    assert mean == pytest.approx(2 * sample_flops(flops, 0.5, others, share))
 
 
 def test_a_configured_peak_comes_first_and_a_cpu_has_none() -> None:
