@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from t2i.models import layers, sit_layers
 from t2i.models.activations import activations
@@ -35,6 +35,11 @@ CONFIGS: dict[str, Backbone] = {
         **SIZES,
     ),
 }
+MODELS: dict[type, type[nn.Module]] = {
+    TRDiTConfig: TRDiT,
+    SiTConfig: SiT,
+    MaskDiTConfig: MaskDiT,
+}
 
 
 def make_config(name: str, **changes: bool) -> Backbone:
@@ -60,13 +65,7 @@ def saved_bytes(config: Backbone, gamma: float, precision: str) -> int:
     keep_ids = draw_keep_ids(0, "route", 0, torch.arange(BATCH), TOKENS, gamma) if gamma else None
     inputs = (torch.randn(BATCH, 4, SIDE, SIDE), torch.rand(BATCH))
     text_inputs = torch.randn(BATCH, TEXT, 96), torch.ones(BATCH, TEXT, dtype=torch.bool)
-    match config:
-        case TRDiTConfig():
-            model = TRDiT(config).to(DTYPES[precision])
-        case SiTConfig():
-            model = SiT(config).to(DTYPES[precision])
-        case MaskDiTConfig():
-            model = MaskDiT(config).to(DTYPES[precision])
+    model = MODELS[type(config)](config).to(DTYPES[precision])
     own.update(parameter.untyped_storage().data_ptr() for parameter in model.parameters())
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         condition = (
