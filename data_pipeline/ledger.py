@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -97,6 +98,53 @@ def count_reasons(rows: Sequence[Row]) -> dict[str, dict[str, int]]:
             counts = reasons.setdefault(row.status, {})
             counts[row.reason] = counts.get(row.reason, 0) + 1
     return reasons
+
+
+def count_ok(rows: Sequence[Row], column: str) -> dict[str, int]:
+    """Value of the column -> number of ok rows, all of which have one."""
+    return dict(Counter(row.columns[column] for row in rows if row.status == "ok"))
+
+
+def read_rows(
+    data: bytes, columns: Sequence[str] | None = None, coded: Sequence[str] = ()
+) -> pa.Table:
+    """What `to_parquet` gave.
+
+    Args:
+        columns: only these, as far as there are; None = all.
+        coded: columns of few values, left as codes of a dictionary, as far as there are: that is
+            cheap to read.
+    """
+    file = pa.BufferReader(data)
+    metadata = pq.read_metadata(file)
+    coded = [name for name in coded if name in metadata.schema.names]
+    parquet = pq.ParquetFile(file, metadata=metadata, read_dictionary=coded)
+    return parquet.read(columns, use_threads=False).unify_dictionaries()
+
+
+def rows_with(column: pa.ChunkedArray, value: str) -> np.ndarray:
+    """Which rows have this value, bool (num_rows,); of a coded column."""
+    codes = column.combine_chunks()
+    values = codes.dictionary.to_pylist()
+    code = values.index(value) if value in values else len(values)
+    return codes.indices.fill_null(-1).to_numpy() == code
+
+
+def have_same_keys(data: bytes, other: bytes) -> bool:
+    """Whether two ledgers surely have the same keys in the same order, seen without decoding.
+
+    Their key columns are then alike to the byte. False says nothing.
+    """
+    return list(_key_pages(data)) == list(_key_pages(other))
+
+
+def _key_pages(data: bytes) -> Iterator[tuple[str, bytes]]:
+    """The pages of the key column as they are stored, and how they are compressed."""
+    metadata = pq.read_metadata(pa.BufferReader(data))
+    for group in range(metadata.num_row_groups):
+        column = metadata.row_group(group).column(LEDGER_COLUMNS.index("key"))
+        start = column.dictionary_page_offset or column.data_page_offset
+        yield column.compression, data[start : start + column.total_compressed_size]
 
 
 def _column(name: str, rows: Sequence[Row], kind: pa.DataType | None) -> pa.Array:
