@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_pipeline.latent_shards import BadShardError, LatentShard, open_latent_shard
-from data_pipeline.ledger import have_same_keys, read_rows, rows_with
+from data_pipeline.ledger import Ledger
 from data_pipeline.loader_config import DatasetConfig, LoaderConfig
 from data_pipeline.manifest import ShardManifest, StepOutput
 from data_pipeline.remembered import remember
@@ -98,15 +98,13 @@ class LatentsCatalog:
         """
         manifest = self.manifests[shard]
         ledger = self.latents.ledger(manifest.id)
-        rows = read_rows(ledger, ["status", BUCKET], coded=["status", BUCKET])
-        if BUCKET not in rows.column_names:
+        if BUCKET not in ledger.columns:
             raise ValueError(
                 f"{self.latents.url}: the ledger of shard {manifest.id} has no column {BUCKET}; "
                 "make the folder with python -m data_pipeline.latents"
             )
-        is_ok = rows_with(rows["status"], "ok")
-        names = rows[BUCKET].combine_chunks().dictionary.to_pylist()
-        buckets = {name: rows_with(rows[BUCKET], name)[is_ok] for name in names}
+        is_ok = ledger.is_ok()
+        buckets = {name: rows[is_ok] for name, rows in ledger.rows_by(BUCKET).items()}
         self._require_committed(manifest, buckets)
         numbers = self.before[shard] + np.arange(np.count_nonzero(is_ok))
         wanted = (numbers >= self.part.start) & (numbers < self.part.stop)
@@ -162,6 +160,7 @@ class LatentsCatalog:
     def _require_committed(
         self, manifest: ShardManifest, buckets: Mapping[str, np.ndarray]
     ) -> None:
+        """Hold which ok rows are of which bucket against the manifest, if it tells."""
         found = {name: num for name, rows in buckets.items() if (num := np.count_nonzero(rows))}
         if manifest.num_ok_by.get(BUCKET, found) != found:
             raise BadShardError(
@@ -170,12 +169,12 @@ class LatentsCatalog:
             )
 
 
-def are_kept(ledger: bytes, kept: bytes) -> np.ndarray:
+def are_kept(ledger: Ledger, kept: Ledger) -> np.ndarray:
     """Which rows of a ledger have keys that are ok in the filter's, bool (num_rows,)."""
-    is_ok = rows_with(read_rows(kept, ["status"], coded=["status"])["status"], "ok")
-    if have_same_keys(ledger, kept):
+    is_ok = kept.is_ok()
+    if ledger.surely_has_keys_of(kept):
         return is_ok
-    keys, keys_of_filter = (read_rows(data, ["key"])["key"] for data in (ledger, kept))
+    keys, keys_of_filter = ledger.rows(["key"])["key"], kept.rows(["key"])["key"]
     kept_keys = keys_of_filter.filter(pa.array(is_ok)).combine_chunks()
     return pc.is_in(keys, value_set=kept_keys).to_numpy()
 

@@ -66,6 +66,48 @@ class Funnel:
         return ", ".join(parts)
 
 
+class Ledger:
+    """A stored ledger, of which only the columns that are asked for are read."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.metadata = pq.read_metadata(pa.BufferReader(data))
+        self.columns = tuple(self.metadata.schema.names)
+
+    def rows(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """These columns, as far as there are; None = all."""
+        return self._file([]).read(columns, use_threads=False)
+
+    def rows_by(self, column: str) -> dict[str, np.ndarray]:
+        """Value -> which rows have it, bool (num_rows,); of a column of few texts."""
+        table = self._file([column]).read([column], use_threads=False).unify_dictionaries()
+        coded = table[column].combine_chunks()  # the texts were never copied for each row
+        codes = coded.indices.fill_null(-1).to_numpy()
+        return {value: codes == code for code, value in enumerate(coded.dictionary.to_pylist())}
+
+    def is_ok(self) -> np.ndarray:
+        """Which rows are ok, bool (num_rows,)."""
+        return self.rows_by("status").get("ok", np.zeros(self.metadata.num_rows, bool))
+
+    def surely_has_keys_of(self, other: Ledger) -> bool:
+        """Whether the stored keys are alike to the byte, and so equal and in the same order.
+
+        Nothing is decoded. False says nothing.
+        """
+        return list(self._stored_keys()) == list(other._stored_keys())
+
+    def _file(self, coded: Sequence[str]) -> pq.ParquetFile:
+        source = pa.BufferReader(self.data)
+        return pq.ParquetFile(source, metadata=self.metadata, read_dictionary=coded)
+
+    def _stored_keys(self) -> Iterator[tuple[str, bytes]]:
+        """How the key column is compressed and its pages, by row group."""
+        for group in range(self.metadata.num_row_groups):
+            column = self.metadata.row_group(group).column(LEDGER_COLUMNS.index("key"))
+            start = column.dictionary_page_offset or column.data_page_offset
+            yield column.compression, self.data[start : start + column.total_compressed_size]
+
+
 def to_parquet(rows: Sequence[Row], column_types: Mapping[str, str]) -> bytes:
     """The ledger of a shard: key, status, reason, detail (strings) and the columns of the rows.
 
@@ -103,48 +145,6 @@ def count_reasons(rows: Sequence[Row]) -> dict[str, dict[str, int]]:
 def count_ok(rows: Sequence[Row], column: str) -> dict[str, int]:
     """Value of the column -> number of ok rows, all of which have one."""
     return dict(Counter(row.columns[column] for row in rows if row.status == "ok"))
-
-
-def read_rows(
-    data: bytes, columns: Sequence[str] | None = None, coded: Sequence[str] = ()
-) -> pa.Table:
-    """What `to_parquet` gave.
-
-    Args:
-        columns: only these, as far as there are; None = all.
-        coded: columns of few values, left as codes of a dictionary, as far as there are: that is
-            cheap to read.
-    """
-    file = pa.BufferReader(data)
-    metadata = pq.read_metadata(file)
-    coded = [name for name in coded if name in metadata.schema.names]
-    parquet = pq.ParquetFile(file, metadata=metadata, read_dictionary=coded)
-    return parquet.read(columns, use_threads=False).unify_dictionaries()
-
-
-def rows_with(column: pa.ChunkedArray, value: str) -> np.ndarray:
-    """Which rows have this value, bool (num_rows,); of a coded column."""
-    codes = column.combine_chunks()
-    values = codes.dictionary.to_pylist()
-    code = values.index(value) if value in values else len(values)
-    return codes.indices.fill_null(-1).to_numpy() == code
-
-
-def have_same_keys(data: bytes, other: bytes) -> bool:
-    """Whether two ledgers surely have the same keys in the same order, seen without decoding.
-
-    Their key columns are then alike to the byte. False says nothing.
-    """
-    return list(_key_pages(data)) == list(_key_pages(other))
-
-
-def _key_pages(data: bytes) -> Iterator[tuple[str, bytes]]:
-    """The pages of the key column as they are stored, and how they are compressed."""
-    metadata = pq.read_metadata(pa.BufferReader(data))
-    for group in range(metadata.num_row_groups):
-        column = metadata.row_group(group).column(LEDGER_COLUMNS.index("key"))
-        start = column.dictionary_page_offset or column.data_page_offset
-        yield column.compression, data[start : start + column.total_compressed_size]
 
 
 def _column(name: str, rows: Sequence[Row], kind: pa.DataType | None) -> pa.Array:

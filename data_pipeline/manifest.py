@@ -28,11 +28,11 @@ import pyarrow as pa
 
 from data_pipeline.ledger import (
     Funnel,
+    Ledger,
     Outcome,
     Row,
     count_ok,
     count_reasons,
-    read_rows,
     to_parquet,
 )
 from data_pipeline.shards import Sample, ShardIndex, ShardWriter, read_shard
@@ -168,11 +168,11 @@ class StepOutput:
 
         ``columns``: only these of them, as far as there are; None = all.
         """
-        return read_rows(self.ledger(shard_id), columns)
+        return self.ledger(shard_id).rows(columns)
 
-    def ledger(self, shard_id: str) -> bytes:
-        """The ledger's file, for `data_pipeline.ledger` to read."""
-        return self.storage.get(self.manifest(shard_id).status_key)
+    def ledger(self, shard_id: str) -> Ledger:
+        """The ledger of a shard, for reading parts of it."""
+        return Ledger(self.storage.get(self.manifest(shard_id).status_key))
 
     def ok_keys(self, shard_id: str) -> list[str]:
         """Keys of the shard's ok rows, in order: after `data_pipeline.filter`, the kept keys."""
