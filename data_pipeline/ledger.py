@@ -82,7 +82,7 @@ class Ledger:
         """Value -> which rows have it, bool (num_rows,); of a column of few texts."""
         table = self._file([column]).read([column], use_threads=False).unify_dictionaries()
         coded = table[column].combine_chunks()  # the texts were never copied for each row
-        codes = coded.indices.fill_null(-1).to_numpy()
+        codes = coded.indices.to_numpy(zero_copy_only=False)  # null is NaN, which equals no code
         return {value: codes == code for code, value in enumerate(coded.dictionary.to_pylist())}
 
     def is_ok(self) -> np.ndarray:
