@@ -188,6 +188,7 @@ def make_run(
                 "checkpoint_every": 100,
                 "validate_every": 100,
                 "log_every": 1,
+                "communication_every": 4,
                 "objective": objective,
                 **settings,
             }
