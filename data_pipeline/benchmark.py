@@ -9,6 +9,9 @@ moments, one caption of four per sample) and keeps as many ready. webdataset pas
 shuffles shards and a buffer of samples as usual; once with the loader's decoders (the ratio's
 base), once with its own. The batches that were ready before a row's turn are not counted.
 
+`catalog`: new processes open local folders that were just written, `first` with nothing in the
+cache folder; medians of the rounds. Manifests of earlier versions leave the buckets to the ledgers.
+
 Results go to <output>/data-<command>.json with versions, commit and CPUs, and to a table (.md).
 """
 
