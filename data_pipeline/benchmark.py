@@ -9,6 +9,9 @@ moments, one caption of four per sample) and keeps as many ready. webdataset pas
 shuffles shards and a buffer of samples as usual; once with the loader's decoders (the ratio's
 base), once with its own. The batches that were ready before a row's turn are not counted.
 
+`catalog`: new processes open local folders that were just written, `first` with nothing in the
+cache folder; medians of the rounds. Manifests of earlier versions leave the buckets to the ledgers.
+
 Results go to <output>/data-<command>.json with versions, commit and CPUs, and to a table (.md).
 """
 
@@ -34,6 +37,11 @@ from t2i.console import get_logger, progress, run_command
 
 LOG = get_logger("benchmark")
 Row = dict[str, Any]
+CATALOGS = {  # folders of latents and of a filter
+    "buckets in manifests": ("latents", None),
+    "buckets in ledgers": ("earlier", None),
+    "with a filter": ("latents", "kept"),
+}
 
 
 class Config(Section):
@@ -171,14 +179,14 @@ def measure_order(config: DataBenchmarkConfig) -> list[Row]:
     return [in_new_process("order_row", config, n) for n in (1, config.order_buckets)]
 
 
-def in_new_process(function: str, config: DataBenchmarkConfig, *arguments: int) -> Row:
+def in_new_process(function: str, config: DataBenchmarkConfig, *arguments: int | str) -> Row:
     """What a function of this module gives, in a process whose memory is its own."""
     code = (
         "import json, sys; from data_pipeline import benchmark as b; "
         "config = b.DataBenchmarkConfig.model_validate_json(sys.argv[1]); "
-        f"print(json.dumps(b.{function}(config, *map(int, sys.argv[2:]))))"
+        f"print(json.dumps(b.{function}(config, *json.loads(sys.argv[2]))))"
     )
-    command = [sys.executable, "-c", code, config.model_dump_json(), *map(str, arguments)]
+    command = [sys.executable, "-c", code, config.model_dump_json(), json.dumps(arguments)]
     return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
@@ -228,24 +236,42 @@ def measure_catalog(config: DataBenchmarkConfig) -> list[Row]:
 
     from data_pipeline.benchmark_shards import write_manifests
 
-    with TemporaryDirectory(dir=Path(config.shards).parent) as folder:
+    found: dict[tuple[str, str], list[Row]] = {}
+    with (
+        TemporaryDirectory(dir=Path(config.shards).parent) as folder,
+        progress("catalog", config.repeats, "rounds") as bar,
+    ):
         write_manifests(config, folder)
         catalog = config.model_copy(update={"shards": folder})
-        return [
-            {"opened": when, **in_new_process("catalog_row", catalog)}
-            for when in ("first", "again", "again")
-        ]
+        for number in range(config.repeats):
+            for data in CATALOGS:
+                for opened in ("first", "again"):
+                    row = in_new_process("catalog_row", catalog, data, f"cache{number}/{data}")
+                    found.setdefault((data, opened), []).append(row)
+            bar.update()
+    return [
+        {"data": data, "opened": opened, **summary(rows)} for (data, opened), rows in found.items()
+    ]
 
 
-def catalog_row(config: DataBenchmarkConfig) -> Row:
+def summary(rows: Sequence[Row]) -> Row:
+    """Medians of rows, and the longest time."""
+    medians = {name: statistics.median(row[name] for row in rows) for name in rows[0]}
+    return {**medians, "most_seconds": max(row["seconds"] for row in rows)}
+
+
+def catalog_row(config: DataBenchmarkConfig, data: str, cache: str) -> Row:
     """Open a folder of latents and count its samples."""
     from data_pipeline.catalog import open_latents
     from data_pipeline.loader_config import DatasetConfig, LoaderConfig
     from data_pipeline.storage import StorageConfig
 
-    dataset = DatasetConfig(path=f"{config.shards}/latents")
-    storage = StorageConfig(cache_folder=f"{config.shards}/cache")
-    clock = [time.perf_counter()]
+    latents, kept = CATALOGS[data]
+    dataset = DatasetConfig(
+        path=f"{config.shards}/{latents}", kept=kept and f"{config.shards}/{kept}"
+    )
+    storage = StorageConfig(cache_folder=f"{config.shards}/{cache}")
+    clock, cpu = [time.perf_counter()], time.process_time()
     catalog = open_latents(dataset, LoaderConfig(datasets=(dataset,)), storage)
     clock.append(time.perf_counter())
     counts = catalog.counts()
@@ -255,6 +281,8 @@ def catalog_row(config: DataBenchmarkConfig) -> Row:
         "samples": int(sum(of_bucket.sum() for of_bucket in counts.values())),
         "seconds_manifests": clock[1] - clock[0],
         "seconds_counts": clock[2] - clock[1],
+        "seconds": clock[2] - clock[0],
+        "cpu_seconds": time.process_time() - cpu,
         "memory_gb": peak_gigabytes(),
     }
 

@@ -32,7 +32,7 @@ class DataBenchmarkConfig(Section):
     order_shards: int = Field(default=10_000, ge=1, description="`order`: shards that are made up")
     order_samples: int = Field(default=10_000, ge=1, description="`order`: samples of each")
     order_buckets: int = Field(
-        default=8, ge=1, description="`order`: resolutions of the second row"
+        default=8, ge=1, description="resolutions: `order`, of the second row; `catalog`"
     )
     order_global_batch: int = Field(default=3072, ge=1)
     output: str = Field(default="outputs/benchmarks", description="folder of the results")

@@ -58,28 +58,41 @@ def _write_shard(
 
 
 def write_manifests(config: DataBenchmarkConfig, folder: str) -> None:
-    """Manifests and ledgers of as many shards as `order` makes up; their tars are missing."""
-    source = StepOutput.open(f"{folder}/source")
-    with source.writer("00000", {"bucket": "string"}) as writer:
-        for number in range(config.order_samples):
-            row = Row(f"{number:011d}", "ok", columns={"bucket": BUCKET})
-            writer.add(Outcome(row))
-        writer.commit()
-    manifest = source.manifest("00000")
-    ledger, text = (
-        source.storage.get(manifest.status_key),
-        source.storage.get("manifest/00000.json"),
-    )
-    target = Path(folder) / "latents"
-    for name in ("manifest", "status"):
-        (target / name).mkdir(parents=True)
-    for shard in range(config.order_shards):
+    """The outputs of steps over as many shards as `order` makes up, without their tars.
+
+    ``latents``, the same as ``earlier`` versions wrote it (manifests do not count the buckets), and
+    ``kept``, a filter that keeps three of five.
+    """
+    buckets = [f"{512 + 32 * number}x512" for number in range(config.order_buckets)]
+    latents, kept = [], []
+    for number in range(config.order_samples):
+        key, bucket = f"{number:011d}", buckets[number % len(buckets)]
+        sample = Sample(key, {"npy": b"", "json": b""})
+        latents.append(Outcome(Row(key, "ok", columns={"bucket": bucket}), sample))
+        score = {"aesthetic": number / 1000}
+        is_kept = number % 5 < 3
+        row = Row(key, "ok", "", score) if is_kept else Row(key, "filtered", "aesthetic<=5", score)
+        kept.append(Outcome(row))
+    _repeat(f"{folder}/latents", latents, config.order_shards, ["bucket"])
+    _repeat(f"{folder}/earlier", latents, config.order_shards, [])
+    _repeat(f"{folder}/kept", kept, config.order_shards, [])
+
+
+def _repeat(
+    url: str, outcomes: Sequence[Outcome], num_shards: int, counted_columns: Sequence[str]
+) -> None:
+    """Commit a shard and copy its manifest and ledger for the others."""
+    output = StepOutput.open(url)
+    with output.writer("00000", counted_columns=counted_columns) as writer:
+        for outcome in outcomes:
+            writer.add(outcome)
+        manifest = writer.commit()
+    ledger, text = output.ledger("00000").data, json.dumps(vars(manifest), indent=1)
+    for shard in range(num_shards):
         shard_id = f"{shard:05d}"
-        status_key = manifest.status_key.replace("00000", shard_id, 1)
-        (target / status_key).write_bytes(ledger)
-        own = text.decode().replace(manifest.status_key, status_key)
-        own = own.replace('"id": "00000"', f'"id": "{shard_id}"')
-        (target / "manifest" / f"{shard_id}.json").write_text(own)
+        own = text.replace("00000-", f"{shard_id}-").replace('"00000"', f'"{shard_id}"')
+        (Path(url) / manifest.status_key.replace("00000", shard_id, 1)).write_bytes(ledger)
+        (Path(url) / "manifest" / f"{shard_id}.json").write_text(own)
 
 
 def decode(sample: dict[str, Any]) -> dict[str, Any]:

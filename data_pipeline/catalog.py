@@ -9,18 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_pipeline.latent_shards import LatentShard, open_latent_shard
+from data_pipeline.latent_shards import BadShardError, LatentShard, open_latent_shard
+from data_pipeline.ledger import Ledger
 from data_pipeline.loader_config import DatasetConfig, LoaderConfig
 from data_pipeline.manifest import ShardManifest, StepOutput
 from data_pipeline.remembered import remember
 from data_pipeline.storage import StorageConfig
 
+BUCKET = "bucket"  # a column of the ledgers
 LEDGER_READERS = 16
 REMEMBERED_FROM_SHARDS = 100  # manifests and ledgers of fewer are read in no time
 
@@ -59,7 +62,7 @@ class LatentsCatalog:
         kept_manifests: of the same shards of the filter; empty without one.
         before: number of samples in the shards before each.
         part: which samples take part, as numbers within the dataset.
-        config: where counts are remembered.
+        config: where counts are remembered that ledgers had to be read for.
     """
 
     latents: StepOutput
@@ -90,54 +93,90 @@ class LatentsCatalog:
 
         Raises:
             FileNotFoundError: the ledger is gone.
+            BadShardError: the ledger is not the one that was committed.
             ValueError: the ledger knows no buckets.
         """
-        shard_id = self.manifests[shard].id
-        keys = [] if self.kept is None else ["key"]
-        rows = self.latents.rows(shard_id, ["status", "bucket", *keys])
-        if "bucket" not in rows.column_names:
+        manifest = self.manifests[shard]
+        ledger = self.latents.ledger(manifest.id)
+        if BUCKET not in ledger.columns:
             raise ValueError(
-                f"{self.latents.url}: the ledger of shard {shard_id} has no column bucket; make "
-                "the folder with python -m data_pipeline.latents"
+                f"{self.latents.url}: the ledger of shard {manifest.id} has no column {BUCKET}; "
+                "make the folder with python -m data_pipeline.latents"
             )
-        rows = rows.filter(pc.equal(rows["status"], "ok"))
-        numbers = self.before[shard] + np.arange(len(rows))
+        is_ok = ledger.is_ok()
+        buckets = {name: rows[is_ok] for name, rows in ledger.rows_by(BUCKET).items()}
+        self._require_committed(manifest, buckets)
+        numbers = self.before[shard] + np.arange(np.count_nonzero(is_ok))
         wanted = (numbers >= self.part.start) & (numbers < self.part.stop)
         if self.kept is not None:
-            kept = self.kept.rows(shard_id, ["key", "status"])
-            kept_keys = kept.filter(pc.equal(kept["status"], "ok"))["key"].combine_chunks()
-            wanted &= pc.is_in(rows["key"], value_set=kept_keys).to_numpy()
-        return {
-            name: np.flatnonzero(wanted & pc.equal(rows["bucket"], name).to_numpy())
-            for name in pc.unique(rows["bucket"]).to_pylist()
-        }
+            wanted &= are_kept(ledger, self.kept.ledger(manifest.id))[is_ok]
+        return {name: np.flatnonzero(wanted & of_bucket) for name, of_bucket in buckets.items()}
 
     def counts(self) -> dict[str, np.ndarray]:
         """How many samples take part: bucket -> int64 (num_shards,). Raises as `members`.
 
-        Reads every ledger; what many of them say is remembered under the hashes of their contents.
+        Manifests tell it of most shards. The ledgers of the others are read; what many of them say
+        is remembered under the hashes of their contents.
         """
-        if len(self.manifests) < REMEMBERED_FROM_SHARDS:
-            counts = self._count()
+        told = [self._told_sizes(shard) for shard in range(len(self.manifests))]
+        untold = [shard for shard, of_shard in enumerate(told) if of_shard is None]
+        if len(untold) < REMEMBERED_FROM_SHARDS:
+            read = self._read_sizes(untold)
         else:
-            ledgers = (*self.manifests, *self.kept_manifests)
-            facts = [repr(self.part), *(ledger.sha256[ledger.status_key] for ledger in ledgers)]
-            counts = remember(self.config, "counts", facts, self._count)
-        return {name: np.array(of_bucket, np.int64) for name, of_bucket in counts.items()}
+            facts = [repr(self.part), *(self._facts(shard) for shard in untold)]
+            read = remember(self.config, "sizes", facts, lambda: self._read_sizes(untold))
+        found = dict(zip(untold, read, strict=True))
+        sizes = [found[n] if of_shard is None else of_shard for n, of_shard in enumerate(told)]
+        names = sorted({name for of_shard in sizes for name in of_shard})
+        return {n: np.array([of_shard.get(n, 0) for of_shard in sizes], np.int64) for n in names}
 
     @property
     def num_samples(self) -> int:
         """All samples of the folder, whether or not they take part."""
         return sum(manifest.num_ok for manifest in self.manifests)
 
-    def _count(self) -> dict[str, list[int]]:
-        with ThreadPoolExecutor(LEDGER_READERS) as readers:
-            sizes = list(readers.map(self._sizes, range(len(self.manifests))))
-        names = sorted({name for of_shard in sizes for name in of_shard})
-        return {name: [of_shard.get(name, 0) for of_shard in sizes] for name in names}
+    def _told_sizes(self, shard: int) -> Mapping[str, int] | None:
+        """Bucket -> number of samples that take part, by the manifests; None if they cannot tell."""
+        manifest, first = self.manifests[shard], self.before[shard]
+        last = first + manifest.num_ok
+        num_in_part = min(last, self.part.stop) - max(first, self.part.start)
+        if num_in_part <= 0:
+            return {}
+        is_whole = self.kept is None and num_in_part == manifest.num_ok
+        return manifest.num_ok_by.get(BUCKET) if is_whole else None
 
-    def _sizes(self, shard: int) -> dict[str, int]:
-        return {name: len(places) for name, places in self.members(shard).items()}
+    def _read_sizes(self, shards: Sequence[int]) -> list[dict[str, int]]:
+        """The same of these shards, by their ledgers."""
+        with ThreadPoolExecutor(LEDGER_READERS) as readers:
+            members = readers.map(self.members, shards)
+            return [{name: len(places) for name, places in m.items()} for m in members]
+
+    def _facts(self, shard: int) -> str:
+        """All that the shard's sizes depend on, but for the part."""
+        ledgers = [of_step[shard] for of_step in (self.manifests, self.kept_manifests) if of_step]
+        hashes = [ledger.sha256[ledger.status_key] for ledger in ledgers]
+        return " ".join([str(self.before[shard]), *hashes])
+
+    def _require_committed(
+        self, manifest: ShardManifest, buckets: Mapping[str, np.ndarray]
+    ) -> None:
+        """Hold which ok rows are of which bucket against the manifest, if it tells."""
+        found = {name: num for name, rows in buckets.items() if (num := np.count_nonzero(rows))}
+        if manifest.num_ok_by.get(BUCKET, found) != found:
+            raise BadShardError(
+                f"{self.url}/{manifest.status_key}: changed since it was committed (buckets "
+                f"{found}, not {manifest.num_ok_by[BUCKET]}); restore it, or make the shard again"
+            )
+
+
+def are_kept(ledger: Ledger, kept: Ledger) -> np.ndarray:
+    """Which rows of a ledger have keys that are ok in the filter's, bool (num_rows,)."""
+    is_ok = kept.is_ok()
+    if ledger.surely_has_keys_of(kept):
+        return is_ok
+    keys, keys_of_filter = ledger.rows(["key"])["key"], kept.rows(["key"])["key"]
+    kept_keys = keys_of_filter.filter(pa.array(is_ok)).combine_chunks()
+    return pc.is_in(keys, value_set=kept_keys).to_numpy()
 
 
 def open_latents(
@@ -181,7 +220,7 @@ def read_manifests(output: StepOutput, config: StorageConfig) -> list[ShardManif
     if len(versions) < REMEMBERED_FROM_SHARDS:
         return output.manifests()
     facts = [output.url, *(f"{key} {version}" for key, version in sorted(versions.items()))]
-    rows = remember(config, "manifests", facts, lambda: [asdict(m) for m in output.manifests()])
+    rows = remember(config, "manifests", facts, lambda: [vars(m) for m in output.manifests()])
     manifests = [ShardManifest(**row) for row in rows]
     output.known.update({manifest.id: manifest for manifest in manifests})
     return manifests

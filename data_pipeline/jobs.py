@@ -89,7 +89,8 @@ class Job:
     """A step over shards. Everything in it must be picklable for Ray (cloudpickle).
 
     ``fingerprint`` holds the settings that decide the output; ``column_types`` gives Arrow type
-    names ("float32", "string") to columns of the rows, which are otherwise inferred shard by shard.
+    names ("float32", "string") to columns of the rows, which are otherwise inferred shard by shard;
+    ``counted_columns`` are counted in the manifests, see `StepOutput.writer`.
     """
 
     name: str
@@ -99,6 +100,7 @@ class Job:
     fingerprint: Mapping[str, Any]
     batch_size: int
     column_types: Mapping[str, str] = field(default_factory=dict)
+    counted_columns: Sequence[str] = ()
     storage: StorageConfig = field(default_factory=StorageConfig)
 
 
@@ -299,7 +301,9 @@ class ShardWorker:
             raise ValueError(f"shard {shard_id}: key {key} comes {num} times")
         self.outcomes: dict[str, Outcome] = {}
         self.num_added = self.num_errors = 0
-        self.committer = self.output.writer(shard_id, self.job.column_types)
+        self.committer = self.output.writer(
+            shard_id, self.job.column_types, self.job.counted_columns
+        )
         return self.keys
 
     def run(self, keys: Sequence[str]) -> Counter[str]:

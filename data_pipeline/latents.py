@@ -289,6 +289,7 @@ def make_job(config: LatentsConfig, vae: VAEConfig, storage: StorageConfig) -> J
         fingerprint=fingerprint(config, vae, images, captions),
         batch_size=config.batch_size,
         column_types={"bucket": "string"},
+        counted_columns=("bucket",),
         storage=storage,
     )
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -65,6 +66,48 @@ class Funnel:
         return ", ".join(parts)
 
 
+class Ledger:
+    """A stored ledger, of which only the columns that are asked for are read."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.metadata = pq.read_metadata(pa.BufferReader(data))
+        self.columns = tuple(self.metadata.schema.names)
+
+    def rows(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """These columns, as far as there are; None = all."""
+        return self._file([]).read(columns, use_threads=False)
+
+    def rows_by(self, column: str) -> dict[str, np.ndarray]:
+        """Value -> which rows have it, bool (num_rows,); of a column of few texts."""
+        table = self._file([column]).read([column], use_threads=False).unify_dictionaries()
+        coded = table[column].combine_chunks()  # the texts were never copied for each row
+        codes = coded.indices.to_numpy(zero_copy_only=False)  # null is NaN, which equals no code
+        return {value: codes == code for code, value in enumerate(coded.dictionary.to_pylist())}
+
+    def is_ok(self) -> np.ndarray:
+        """Which rows are ok, bool (num_rows,)."""
+        return self.rows_by("status").get("ok", np.zeros(self.metadata.num_rows, bool))
+
+    def surely_has_keys_of(self, other: Ledger) -> bool:
+        """Whether the stored keys are alike to the byte, and so equal and in the same order.
+
+        Nothing is decoded. False says nothing.
+        """
+        return list(self._stored_keys()) == list(other._stored_keys())
+
+    def _file(self, coded: Sequence[str]) -> pq.ParquetFile:
+        source = pa.BufferReader(self.data)
+        return pq.ParquetFile(source, metadata=self.metadata, read_dictionary=coded)
+
+    def _stored_keys(self) -> Iterator[tuple[str, bytes]]:
+        """How the key column is compressed and its pages, by row group."""
+        for group in range(self.metadata.num_row_groups):
+            column = self.metadata.row_group(group).column(LEDGER_COLUMNS.index("key"))
+            start = column.dictionary_page_offset or column.data_page_offset
+            yield column.compression, self.data[start : start + column.total_compressed_size]
+
+
 def to_parquet(rows: Sequence[Row], column_types: Mapping[str, str]) -> bytes:
     """The ledger of a shard: key, status, reason, detail (strings) and the columns of the rows.
 
@@ -97,6 +140,11 @@ def count_reasons(rows: Sequence[Row]) -> dict[str, dict[str, int]]:
             counts = reasons.setdefault(row.status, {})
             counts[row.reason] = counts.get(row.reason, 0) + 1
     return reasons
+
+
+def count_ok(rows: Sequence[Row], column: str) -> dict[str, int]:
+    """Value of the column -> number of ok rows, all of which have one."""
+    return dict(Counter(row.columns[column] for row in rows if row.status == "ok"))
 
 
 def _column(name: str, rows: Sequence[Row], kind: pa.DataType | None) -> pa.Array:

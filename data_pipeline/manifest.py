@@ -13,7 +13,6 @@ twice but becomes visible once. Readers trust manifests only.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import uuid
 from collections import Counter
@@ -26,9 +25,16 @@ from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from data_pipeline.ledger import Funnel, Outcome, Row, count_reasons, to_parquet
+from data_pipeline.ledger import (
+    Funnel,
+    Ledger,
+    Outcome,
+    Row,
+    count_ok,
+    count_reasons,
+    to_parquet,
+)
 from data_pipeline.shards import Sample, ShardIndex, ShardWriter, read_shard
 from data_pipeline.storage import Storage, StorageConfig, open_storage
 
@@ -40,7 +46,12 @@ class ShardManifest:
     """One committed shard: the keys of its files in the storage, their sizes, and its counts.
 
     ``bytes`` and ``sha256`` are by storage key; ``reasons`` is status -> reason -> count.
-    ``shard_key`` and ``index_key`` are None when the step writes no samples.
+    ``shard_key`` and ``index_key`` are None when the step writes no samples. ``num_ok_by`` is
+    column -> value -> number of ok rows, for the ledger columns that the step has counted; older
+    manifests lack it.
+
+    Raises:
+        ValueError: the counts do not add up.
     """
 
     id: str
@@ -54,9 +65,17 @@ class ShardManifest:
     reasons: Mapping[str, Mapping[str, int]]
     bytes: Mapping[str, int]
     sha256: Mapping[str, str]
+    num_ok_by: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        assert self.num_in == self.num_ok + self.num_filtered + self.num_failed, self
+        total = self.num_ok + self.num_filtered + self.num_failed
+        if self.num_in != total:
+            raise ValueError(f"num_in is {self.num_in}, but its parts are {total}")
+        for column, counts in self.num_ok_by.items():
+            if sum(counts.values()) != self.num_ok:
+                raise ValueError(
+                    f"num_ok is {self.num_ok}, but num_ok_by.{column} are {sum(counts.values())}"
+                )
 
 
 @dataclass(frozen=True)
@@ -83,16 +102,32 @@ class StepOutput:
         return [key.removeprefix("manifest/").removesuffix(".json") for key in keys]
 
     def manifest(self, shard_id: str) -> ShardManifest:
-        """Raises FileNotFoundError for a shard that is not committed."""
+        """What was committed of a shard.
+
+        Raises:
+            FileNotFoundError: it is not committed.
+            ValueError: the manifest is damaged.
+        """
         if shard_id not in self.known:
-            text = self.storage.get(f"manifest/{shard_id}.json")
-            self.known[shard_id] = ShardManifest(**json.loads(text))
+            key = f"manifest/{shard_id}.json"
+            text = self.storage.get(key)
+            try:
+                self.known[shard_id] = ShardManifest(**json.loads(text))
+            except ValueError as error:
+                raise ValueError(
+                    f"{self.url}/{key}: damaged ({error}); restore it, or delete it and run the "
+                    "step again"
+                ) from None
         return self.known[shard_id]
 
     def manifests(self) -> list[ShardManifest]:
-        """All committed shards, sorted by id."""
+        """All committed shards, sorted by id. Raises ValueError as `manifest`."""
+        shard_ids = self.committed()
+        share = -(-len(shard_ids) // MANIFEST_READERS) or 1  # of a thread: few and large tasks
+        shares = [shard_ids[i : i + share] for i in range(0, len(shard_ids), share)]
         with ThreadPoolExecutor(MANIFEST_READERS) as readers:
-            return list(readers.map(self.manifest, self.committed()))
+            parts = readers.map(lambda ids: [self.manifest(shard_id) for shard_id in ids], shares)
+            return [manifest for part in parts for manifest in part]
 
     def shard_path(self, shard_id: str) -> Path:
         """A local file with the shard's tar (for S3 a cached copy).
@@ -133,8 +168,11 @@ class StepOutput:
 
         ``columns``: only these of them, as far as there are; None = all.
         """
-        data = self.storage.get(self.manifest(shard_id).status_key)
-        return pq.ParquetFile(io.BytesIO(data)).read(columns)
+        return self.ledger(shard_id).rows(columns)
+
+    def ledger(self, shard_id: str) -> Ledger:
+        """The ledger of a shard, for reading parts of it."""
+        return Ledger(self.storage.get(self.manifest(shard_id).status_key))
 
     def ok_keys(self, shard_id: str) -> list[str]:
         """Keys of the shard's ok rows, in order: after `data_pipeline.filter`, the kept keys."""
@@ -201,10 +239,16 @@ class StepOutput:
             )
 
     def writer(
-        self, shard_id: str, column_types: Mapping[str, str] | None = None
+        self,
+        shard_id: str,
+        column_types: Mapping[str, str] | None = None,
+        counted_columns: Sequence[str] = (),
     ) -> ShardCommitter:
-        """A writer of one shard; nothing is visible before its `commit`."""
-        return ShardCommitter(self, shard_id, column_types or {})
+        """A writer of one shard; nothing is visible before its `commit`.
+
+        ``counted_columns``: texts that all ok rows have; the manifest tells how often each comes.
+        """
+        return ShardCommitter(self, shard_id, column_types or {}, counted_columns)
 
     def remove_leftovers(self) -> int:
         """Delete files of lost attempts at shards that are committed; gives their number."""
@@ -226,11 +270,17 @@ class ShardCommitter:
     A context manager; left without `commit`, it leaves nothing behind.
     """
 
-    def __init__(self, output: StepOutput, shard_id: str, column_types: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        output: StepOutput,
+        shard_id: str,
+        column_types: Mapping[str, str],
+        counted_columns: Sequence[str],
+    ) -> None:
         self.output, self.shard_id = output, shard_id
         self.attempt = uuid.uuid4().hex[:8]
         self.rows: list[Row] = []
-        self.column_types = column_types
+        self.column_types, self.counted_columns = column_types, counted_columns
         self.folder = TemporaryDirectory(dir=output.storage.scratch())
         self.tar: ShardWriter | None = None
 
@@ -307,6 +357,7 @@ class ShardCommitter:
             reasons=count_reasons(self.rows),
             bytes=sizes,
             sha256=hashes,
+            num_ok_by={name: count_ok(self.rows, name) for name in self.counted_columns},
         )
 
     def _key(self, folder: str, extension: str) -> str:

@@ -63,7 +63,7 @@ def write_latents() -> Callable[..., list[str]]:
         output, keys = StepOutput.open(url, storage), []
         output.begin({"vae": vae})
         for shard, size in enumerate(sizes):
-            with output.writer(f"{shard:05d}", {"bucket": "string"}) as writer:
+            with output.writer(f"{shard:05d}", {"bucket": "string"}, ["bucket"]) as writer:
                 writer.add(Outcome(Row(f"{shard:05d}000000", "failed", "undecodable")))
                 for row in range(1, size + 1):
                     key, number = f"{shard:05d}{row:06d}", len(keys)

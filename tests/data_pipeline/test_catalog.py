@@ -1,21 +1,37 @@
-"""Proves the catalog: it counts and finds the members of a shard, remembers the counts of many
-shards until something changes, and says what is missing."""
+"""Proves the catalog: it counts and finds the members of a shard, by manifests alone where they
+tell; it remembers what many ledgers say until something changes, and says what is missing."""
 
 from __future__ import annotations
 
+import json
+import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from data_pipeline import catalog
-from data_pipeline.catalog import LatentsCatalog, open_latents, read_manifests
-from data_pipeline.ledger import Outcome, Row
+from data_pipeline.catalog import LatentsCatalog, are_kept, open_latents, read_manifests
+from data_pipeline.latent_shards import BadShardError
+from data_pipeline.ledger import Ledger, Outcome, Row, to_parquet
 from data_pipeline.loader_config import DatasetConfig, LoaderConfig
 from data_pipeline.manifest import StepOutput
 from data_pipeline.storage import StorageConfig
 
 Writer = Callable[..., list[str]]
+BUCKETS = [
+    "128x128",
+    "160x96",
+    "160x96",
+    "128x128",
+    "128x128",
+    "160x96",
+    "128x128",
+    "128x128",
+    "160x96",
+]
 
 
 def open_folder(
@@ -26,6 +42,17 @@ def open_folder(
     )
     loader = LoaderConfig.model_validate({"datasets": [dataset], **changes})
     return open_latents(dataset, loader, storage or StorageConfig())
+
+
+def as_earlier_versions_wrote(manifest: Path) -> None:
+    """Take the counts by bucket out of a manifest."""
+    facts = json.loads(manifest.read_text())
+    del facts["num_ok_by"]
+    manifest.write_text(json.dumps(facts))
+
+
+def counts_of(found: LatentsCatalog) -> dict[str, list[int]]:
+    return {name: counts.tolist() for name, counts in found.counts().items() if counts.any()}
 
 
 def test_members_are_places_in_the_tar_by_bucket(tmp_path: Path, write_latents: Writer) -> None:
@@ -52,6 +79,72 @@ def test_filter_and_held_out_part_narrow_the_members(
     assert [found.members(shard)["128x128"].tolist() for shard in (0, 1)] == [[], [1, 3]]
     held_out = open_folder(tmp_path, kept=True, held_out=4, part="held_out")
     assert [held_out.members(shard)["128x128"].tolist() for shard in (0, 1)] == [[0, 1, 2], [0]]
+
+
+@pytest.mark.parametrize("changes", [{}, {"held_out": 4}, {"held_out": 4, "part": "held_out"}])
+@pytest.mark.parametrize("earlier", [[], [2], [0, 1, 2, 3]])
+def test_manifests_and_ledgers_tell_the_same_counts(
+    tmp_path: Path, write_latents: Writer, changes: dict[str, object], earlier: list[int]
+) -> None:
+    write_latents(str(tmp_path / "latents"), [2, 3, 0, 4], BUCKETS.__getitem__)
+    for shard in earlier:
+        as_earlier_versions_wrote(tmp_path / "latents" / "manifest" / f"{shard:05d}.json")
+    found = open_folder(tmp_path, **changes)
+    members = [found.members(shard) for shard in range(4)]
+    assert counts_of(found) == {
+        name: counts
+        for name in sorted(set(BUCKETS))
+        if any(counts := [len(of_shard.get(name, ())) for of_shard in members])
+    }
+
+
+def test_only_shards_cut_by_the_held_out_part_need_their_ledgers(
+    tmp_path: Path, write_latents: Writer
+) -> None:
+    write_latents(str(tmp_path / "latents"), [2, 3, 0, 4], BUCKETS.__getitem__)
+    for ledger in (tmp_path / "latents" / "status").iterdir():
+        if not ledger.name.startswith("00001-"):
+            ledger.unlink()
+    assert counts_of(open_folder(tmp_path, held_out=4)) == {
+        "128x128": [0, 1, 0, 2],
+        "160x96": [0, 0, 0, 2],
+    }
+    held_out = open_folder(tmp_path, held_out=4, part="held_out")
+    assert counts_of(held_out) == {"128x128": [1, 1, 0, 0], "160x96": [1, 1, 0, 0]}
+    shutil.rmtree(tmp_path / "latents" / "status")
+    assert counts_of(open_folder(tmp_path)) == {"128x128": [1, 2, 0, 2], "160x96": [1, 1, 0, 2]}
+    with pytest.raises(FileNotFoundError, match="00001-"):
+        open_folder(tmp_path, held_out=4).counts()
+
+
+def test_a_ledger_that_is_not_the_committed_one_makes_a_bad_shard(
+    tmp_path: Path, write_latents: Writer
+) -> None:
+    write_latents(str(tmp_path / "latents"), [2, 3], BUCKETS.__getitem__)
+    first, second = sorted((tmp_path / "latents" / "status").iterdir())
+    second.write_bytes(first.read_bytes())
+    found = open_folder(tmp_path)
+    found.open_shard(0)
+    with pytest.raises(BadShardError, match=rf"{second.name}: changed since it was committed"):
+        found.open_shard(1)
+
+
+@pytest.mark.parametrize("arrange", ["same", "shuffled", "fewer", "more", "none"])
+def test_kept_keys_are_found_however_the_ledgers_are_arranged(arrange: str) -> None:
+    draw = random.Random(0)
+    rows = [Row(f"{n:05d}", draw.choice(["ok", "filtered"])) for n in range(3000)]
+    of_filter = {
+        "same": rows,
+        "shuffled": draw.sample(rows, len(rows)),
+        "fewer": rows[:-7],
+        "more": [Row("before", "ok"), *rows],
+        "none": [],
+    }[arrange]
+    columns = {"score": "float32"}  # of the filter alone
+    ledger, kept = Ledger(to_parquet(rows, {})), Ledger(to_parquet(of_filter, columns))
+    assert ledger.surely_has_keys_of(kept) == (arrange == "same")
+    kept_keys = {row.key for row in of_filter if row.status == "ok"}
+    np.testing.assert_array_equal(are_kept(ledger, kept), [row.key in kept_keys for row in rows])
 
 
 def test_counts_are_remembered_until_the_filter_changes(

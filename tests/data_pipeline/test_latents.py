@@ -245,6 +245,7 @@ def test_the_command_encodes_with_the_bundled_vae_and_resumes(
     assert "encoded 3 of 3 images" in capsys.readouterr().out
     output = StepOutput.open(latents["output"])
     manifest = output.manifest("00000")
+    assert manifest.num_ok_by == {"bucket": {"128x128": 3}}
     assert main(["--config", str(settings)]) == 0
     assert StepOutput.open(latents["output"]).manifest("00000") == manifest
 

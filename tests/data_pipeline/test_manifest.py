@@ -245,11 +245,33 @@ def test_a_column_that_does_not_fit_its_type_is_named(output: StepOutput) -> Non
         commit(output, "00000", [Outcome(Row("a", "ok", columns={"score": "high"}))])
 
 
-def test_a_manifest_whose_counts_do_not_add_up_is_refused(output: StepOutput) -> None:
+def test_ok_rows_are_counted_by_the_values_of_a_column(output: StepOutput) -> None:
+    rows = [Row(f"{n}", "ok", columns={"size": size}) for n, size in enumerate("smlmm")]
+    with output.writer("00000", counted_columns=["size"]) as writer:
+        for row in (*rows, Row("lost", "failed", "404")):
+            writer.add(Outcome(row))
+        manifest = writer.commit()
+    assert manifest.num_ok_by == {"size": {"s": 1, "m": 3, "l": 1}}
+    assert StepOutput.open(output.url).manifests() == [manifest]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"num_ok": 3}, "num_in is 4, but its parts are 5"),
+        ({"num_ok_by": {"size": {"s": 1}}}, r"num_ok is 2, but num_ok_by\.size are 1"),
+    ],
+)
+def test_a_manifest_whose_counts_do_not_add_up_is_refused(
+    output: StepOutput, change: dict[str, object], reason: str
+) -> None:
     commit(output, "00000", OUTCOMES)
-    text = json.loads(output.storage.get("manifest/00000.json")) | {"num_ok": 3}
+    text = json.loads(output.storage.get("manifest/00000.json")) | change
     output.storage.put("manifest/00000.json", json.dumps(text).encode())
-    with pytest.raises(AssertionError):
+    with pytest.raises(ValueError, match=rf"out/manifest/00000\.json: damaged \({reason}\)"):
+        output.manifests()
+    output.storage.put("manifest/00000.json", b'{"id"')
+    with pytest.raises(ValueError, match=r"out/manifest/00000\.json: damaged"):
         output.manifests()
 
 
