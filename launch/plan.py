@@ -28,7 +28,6 @@ from launch.plan_model import (
     Job,
     Memory,
     Time,
-    checkpoint_bytes,
     make_job,
     memory,
     storage_bytes,
@@ -40,6 +39,7 @@ from t2i.encoders.text_config import TextEncoderConfig
 from t2i.hardware import GPUS
 from t2i.models.macs import parameter_sizes
 from t2i.models.tr_dit_config import TRDiTConfig
+from t2i.training.memory import checkpoint_bytes, snapshots_bytes
 from t2i.training.training_config import TrainingConfig
 
 # ZeRO stage and gradient checkpointing of each row
@@ -117,9 +117,7 @@ def describe(jobs: Sequence[Job], model: TRDiTConfig) -> list[str]:
     ]
     for job in jobs:
         lines += ["", *describe_job(job)]
-    gigabytes = checkpoint_bytes(model) / 1e9
-    kept = jobs[0].training.keep_checkpoints
-    lines += ["", f"A checkpoint: {gigabytes:.1f} GB; {kept} kept: {kept * gigabytes:.0f} GB"]
+    lines += ["", *map(describe_saving, jobs)]
     lines += ["", f"Data of {plan.num_images / 1e6:g} M samples (TB)"]
     for resolution in sorted({job.resolution for job in jobs}):
         sizes = storage_bytes(plan, model.in_channels, resolution)
@@ -142,7 +140,7 @@ def describe_job(job: Job) -> list[str]:
             else f" (t2i.training.micro_batch {training.micro_batch} does not divide)"
         ),
         "",
-        "GiB per GPU    weights  optimizer    EMA  gradients  buckets  activations  encoder"
+        "GiB per GPU    weights  optimizer  averages  gradients  buckets  activations  encoder"
         "  reserve    peak  fits",
     ]
     lines += [memory_line(memory(job, *row)) for row in ROWS]
@@ -154,6 +152,16 @@ def describe_job(job: Job) -> list[str]:
     return [*lines, *(time_line(time(job, *row)) for row in ROWS)]
 
 
+def describe_saving(job: Job) -> str:
+    """Bytes of one stage's checkpoints and snapshots."""
+    training, num_parameters = job.training, sum(parameter_sizes(job.model))
+    gigabytes, kept = checkpoint_bytes(num_parameters, training) / 1e9, training.keep_checkpoints
+    line = f"A checkpoint of {job.name}: {gigabytes:.1f} GB; {kept} kept: {kept * gigabytes:.0f} GB"
+    if training.snapshot_every:
+        line += f"; all snapshots: {snapshots_bytes(num_parameters, training) / 1e9:,.0f} GB"
+    return line
+
+
 def row_name(row: Memory | Time) -> str:
     """ZeRO stage, and whether blocks are computed again."""
     return f"ZeRO {row.zero_stage}{' + ckpt' if row.gradient_checkpointing else ''}".ljust(13)
@@ -161,7 +169,7 @@ def row_name(row: Memory | Time) -> str:
 
 def memory_line(row: Memory) -> str:
     """One line of the table of memory."""
-    widths = {"weights": 9, "optimizer": 11, "ema": 7, "gradients": 11, "bucket": 9}
+    widths = {"weights": 9, "optimizer": 11, "averages": 10, "gradients": 11, "bucket": 9}
     widths |= {"activations": 13, "text_encoder": 9, "reserve": 9, "total": 8}
     cells = [f"{getattr(row, name) / GIB:{width}.1f}" for name, width in widths.items()]
     return row_name(row) + "".join(cells) + ("   yes" if row.fits else "    NO")
@@ -197,9 +205,10 @@ def describe_assumptions(plan: PlanConfig) -> list[str]:
 
 def figures(jobs: Sequence[Job], model: TRDiTConfig) -> dict[str, Any]:
     """The same in bytes and seconds."""
+    num_parameters = sum(parameter_sizes(model))
     return {
         "planned": True,
-        "num_parameters": sum(parameter_sizes(model)),
+        "num_parameters": num_parameters,
         "num_gpus": jobs[0].num_gpus,
         "assumptions": jobs[0].plan.model_dump(mode="json"),
         "stages": [
@@ -211,10 +220,11 @@ def figures(jobs: Sequence[Job], model: TRDiTConfig) -> dict[str, Any]:
                 "memory": [asdict(memory(job, *row)) for row in ROWS],
                 "time": [asdict(time(job, *row)) for row in ROWS],
                 "storage": storage_bytes(job.plan, model.in_channels, job.resolution),
+                "checkpoint_bytes": checkpoint_bytes(num_parameters, job.training),
+                "snapshots_bytes": snapshots_bytes(num_parameters, job.training),
             }
             for job in jobs
         ],
-        "checkpoint_bytes": checkpoint_bytes(model),
     }
 
 
