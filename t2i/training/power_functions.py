@@ -19,6 +19,8 @@ import numpy as np
 # weighs as much as an error of the profile. It settles profiles that are nearly the same.
 RIDGE = 2.0**-24
 
+Numbers = np.ndarray | float
+
 
 def gamma_of(width: float) -> float:
     """The power gamma > 0 of a relative width sigma in (0, 1 / sqrt(12)).
@@ -39,7 +41,7 @@ def power_decay(updates: int, gamma: float) -> float:
     return float((updates / (updates + 1)) ** (gamma + 1))
 
 
-def inner_product(time: np.ndarray, gamma: np.ndarray, time2: float, gamma2: float) -> np.ndarray:
+def inner_product(time: Numbers, gamma: Numbers, time2: Numbers, gamma2: Numbers) -> np.ndarray:
     """Integral of the product of two profiles, each by its updates t and its power; broadcasts."""
     until = np.minimum(time, time2)
     powers = (until / time) ** gamma * (until / time2) ** gamma2
@@ -65,8 +67,8 @@ def coefficients(
     times = np.array([float(time) for time, _ in stored])
     gammas = np.array([gamma_of(stored_width) for _, stored_width in stored])
     wanted = float(updates), gamma_of(width)
-    square = float(inner_product(*map(np.asarray, wanted), *wanted))
-    products = np.stack([inner_product(times, gammas, *pair) for pair in zip(times, gammas)])
+    square = float(inner_product(*wanted, *wanted))
+    products = inner_product(times[:, None], gammas[:, None], times, gammas)
     targets = inner_product(times, gammas, *wanted)
     # normal equations, with a Lagrange multiplier as the last unknown; in units of the wanted square
     count = len(stored)
