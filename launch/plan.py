@@ -113,7 +113,7 @@ def describe(jobs: Sequence[Job], model: TRDiTConfig) -> list[str]:
     billions = sum(parameter_sizes(model)) / 1e9
     lines = [
         f"PLAN, not measured: TR-DiT of {billions:.2f} B parameters on {jobs[0].num_gpus} x "
-        f"{gpu.device_name} ({gpu.memory_gib:g} GiB, {gpu.bf16_tflops:g} TFLOP/s in bf16)"
+        f"{plan.gpu.upper()} ({gpu.memory_gib:g} GiB, {gpu.peak_tflops:g} TFLOP/s in bf16)"
     ]
     for job in jobs:
         lines += ["", *describe_job(job)]

@@ -160,7 +160,7 @@ def time(job: Job, zero_stage: Literal[1, 2, 3], gradient_checkpointing: bool) -
     arguments = job.model, job.num_tokens, job.text_tokens, training.gamma
     flops = training_flops(*arguments) + encoder_flops(job)
     again = 2 * forward_macs(*arguments) if gradient_checkpointing else 0
-    peak = GPUS[plan.gpu].bf16_tflops * 1e12
+    peak = GPUS[plan.gpu].peak_tflops * 1e12
     compute = images * (flops + again) / (peak * plan.mfu)
     sent = traffic(job, zero_stage)
     is_one_node = job.num_gpus <= plan.gpus_per_node

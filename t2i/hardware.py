@@ -4,31 +4,46 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+# TFLOP/s of dense (not sparse) matrix products in bf16, accumulated in fp32; the first name that is
+# part of the device's name counts.
+PEAK_TFLOPS = {
+    "B200": 2250.0,
+    "GH200": 989.0,
+    "H200 NVL": 835.0,
+    "H200": 989.0,
+    "H100 NVL": 835.0,
+    "H100 PCIe": 756.0,
+    "H100": 989.0,
+    "A100": 312.0,
+    "L40S": 362.0,
+    "L4": 121.0,
+    "RTX 4090": 165.2,
+}
+
 
 @dataclass(frozen=True)
 class GPU:
     """One kind of GPU.
 
     Attributes:
-        device_name: what `torch.cuda.get_device_name` says.
         memory_gib: usable by CUDA, in GiB.
-        bf16_tflops: TFLOP/s of dense (not sparse) matrix products in bf16, accumulated in fp32.
+        peak_tflops: see `PEAK_TFLOPS`.
     """
 
-    device_name: str
     memory_gib: float
-    bf16_tflops: float
+    peak_tflops: float
 
 
 GPUS = {
-    "a100-40gb": GPU("NVIDIA A100-SXM4-40GB", 39.5, 312.0),
-    "a100-80gb": GPU("NVIDIA A100-SXM4-80GB", 79.2, 312.0),
-    "h100": GPU("NVIDIA H100 80GB HBM3", 79.2, 989.0),
-    "h200": GPU("NVIDIA H200", 139.8, 989.0),
-    "b200": GPU("NVIDIA B200", 178.4, 2250.0),
+    "a100-40gb": GPU(39.5, PEAK_TFLOPS["A100"]),
+    "a100-80gb": GPU(79.2, PEAK_TFLOPS["A100"]),
+    "h100": GPU(79.2, PEAK_TFLOPS["H100"]),
+    "h200": GPU(139.8, PEAK_TFLOPS["H200"]),
+    "b200": GPU(178.4, PEAK_TFLOPS["B200"]),
 }
 
 
-def find_gpu(device_name: str) -> GPU | None:
-    """The GPU that CUDA calls ``device_name``, or None."""
-    return next((gpu for gpu in GPUS.values() if gpu.device_name == device_name), None)
+def known_peak_tflops(device_name: str) -> float | None:
+    """The peak of a GPU by the name that `torch.cuda.get_device_name` gives it; None = not known."""
+    words = f" {device_name.replace('-', ' ')} "
+    return next((peak for name, peak in PEAK_TFLOPS.items() if f" {name} " in words), None)

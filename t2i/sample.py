@@ -155,6 +155,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     own = folder.missing(jobs[rank::world_size])
     if own:
         pipeline = load_pipeline(config, is_class_model=args.classes is not None)
+        if sampling.compile:
+            pipeline.compile_blocks()
         make_images(pipeline, own, folder, config)
     if not folder.missing(jobs):
         LOG.info("contact sheet: %s", folder.finish(jobs))

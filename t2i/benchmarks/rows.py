@@ -18,7 +18,7 @@ from typing import Any
 from t2i.benchmarks.benchmark_config import BenchmarkConfig
 from t2i.config import REPO_FOLDER
 from t2i.console import progress
-from t2i.hardware import find_gpu
+from t2i.hardware import known_peak_tflops
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,7 @@ def peak_tflops(settings: BenchmarkConfig, in_bf16: bool) -> float | None:
         return settings.peak_tflops
     import torch
 
-    gpu = find_gpu(torch.cuda.get_device_name(settings.device))
-    return None if gpu is None else gpu.bf16_tflops
+    return known_peak_tflops(torch.cuda.get_device_name(settings.device))
 
 
 def peak_memory_gb(on_cuda: bool) -> float:
@@ -158,8 +157,8 @@ def write(rows: Sequence[Row], result: Mapping[str, Any], settings: BenchmarkCon
 
 
 def table(rows: Sequence[Row], result: Mapping[str, Any], settings: BenchmarkConfig) -> str:
-    """Markdown. Of a CPU, absolute times are given for `train` only: they say little elsewhere."""
-    absolute = settings.device.startswith("cuda") or result["what"] == "train"
+    """Markdown. Of a CPU, no absolute times: they say little elsewhere."""
+    absolute = settings.device.startswith("cuda")
     heads = ["time / first", "FLOPs / first", "time / FLOPs", "GFLOPs", "peak GB"]
     heads += ["s", "images/s", "TFLOP/s", "MFU"] if absolute else []
     height, width = settings.size

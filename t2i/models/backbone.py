@@ -20,6 +20,9 @@ class Backbone(Protocol):
     def parameters(self) -> Iterator[nn.Parameter]:
         """The weights."""
 
+    def compile_blocks(self, backend: str = "inductor", /) -> None:
+        """Compile the blocks in place, see `t2i.models.compilation`."""
+
     def embed(
         self, latents_BCHW: Tensor, timestep_B: Tensor, guidance_scale_B: Tensor | None = None, /
     ) -> Any:

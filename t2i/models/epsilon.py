@@ -74,6 +74,10 @@ class EpsilonToVelocity(nn.Module):
         self.model = model
         self.config = model.config
 
+    def compile_blocks(self, backend: str = "inductor") -> None:
+        """Compile the blocks in place, see `t2i.models.compilation`."""
+        self.model.compile_blocks(backend)
+
     def embed(
         self, latents_BCHW: Tensor, timestep_B: Tensor, guidance_scale_B: Tensor | None = None
     ) -> EpsilonHidden:

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from t2i.models.compilation import compile_each
 from t2i.models.layers import add_scale
 from t2i.models.mask_dit_config import MaskDiTConfig
 from t2i.models.routing import blocks_left, gather_tokens, scatter_tokens
@@ -63,9 +64,8 @@ class MaskDiT(nn.Module):
         return cls(config)
 
     def compile_blocks(self, backend: str = "inductor") -> None:
-        """Compile the blocks in place, see `TRDiT.compile_blocks`."""
-        for block in (*self.blocks, *self.decoder):
-            block.compile(fullgraph=True, dynamic=False, backend=backend)
+        """Compile the blocks in place, see `compile_each`."""
+        compile_each((*self.blocks, *self.decoder), backend)
 
     def forward(
         self,

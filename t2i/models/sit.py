@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from t2i.models.compilation import compile_each
 from t2i.models.layers import add_scale
 from t2i.models.routes import first_routed
 from t2i.models.routing import Kept, blocks_left, gather_tokens, scatter_tokens, segments
@@ -70,9 +71,8 @@ class SiT(nn.Module):
         return cls(config)
 
     def compile_blocks(self, backend: str = "inductor") -> None:
-        """Compile the blocks in place, see `TRDiT.compile_blocks`."""
-        for block in self.blocks:
-            block.compile(fullgraph=True, dynamic=False, backend=backend)
+        """Compile the blocks in place, see `compile_each`."""
+        compile_each(self.blocks, backend)
 
     def forward(
         self,

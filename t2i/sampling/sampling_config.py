@@ -54,3 +54,6 @@ class SamplingConfig(Section):
     random_prompts: tuple[str, ...] = Field(RANDOM_PROMPTS, min_length=1)
     device: str = "cpu"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    compile: bool = Field(
+        False, description="torch.compile of the blocks: some minutes at first, for many images"
+    )

@@ -187,13 +187,8 @@ class LabelConditioner:
 
 
 def compile_blocks(model: nn.Module, backend: str = "inductor") -> None:
-    """Compile a model's blocks in place for training; each shape that occurs costs a compilation.
-
-    Shapes are those of the image buckets, with and without routing, times the lengths of captions
-    (`TextEncoderConfig.bucket`): more than the eight after which torch would give up.
-    """
+    """Compile a model's blocks in place, see `t2i.models.compilation`."""
     assert isinstance(model, (TRDiT, SiT, MaskDiT))
-    torch._dynamo.config.recompile_limit = 256
     model.compile_blocks(backend)
 
 

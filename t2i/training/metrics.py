@@ -92,6 +92,7 @@ class Window:
         sums_2T: of `LossSums`, over the applied steps of all processes.
         flops: executed by all processes in the applied steps; see `throughput.batch_flops`.
         num_replaced: samples of all processes that stood in for others in bad shards.
+        communication_share: of the time of one of the steps, in which it was measured; else None.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -101,6 +102,7 @@ class Window:
         self.sums_2T = torch.zeros(2, NUM_TIME_BINS, dtype=torch.float64)
         self.flops = 0.0
         self.num_replaced = 0
+        self.communication_share: float | None = None
         self.gradient_norms: list[float] = []
 
     def add_applied(self, sums_2T: Tensor, flops: float, gradient_norm: float) -> None:
@@ -116,7 +118,8 @@ class Window:
 
         Rates are those of applied steps in the time without validation and saving; what a skipped
         step computed is not counted, but its time is. Shares are of the whole ``seconds`` and sum to
-        one. ``tflops`` (TFLOP/s) and ``mfu`` are per process; ``mfu`` is None without a known peak.
+        one; ``communication_share`` is of one traced step, in whichever phase, and None where there
+        was no such step. ``tflops`` (TFLOP/s) and ``mfu`` are per process; ``mfu`` is None without a known peak.
         """
         spent = self.stopwatch.seconds()  # waits for the device, so before the clock is read
         seconds = time.monotonic() - self.started
@@ -131,6 +134,7 @@ class Window:
             "mfu": tflops / peak_tflops if peak_tflops else None,
             **{f"{phase}_share": part / seconds for phase, part in spent.items()},
             "other_share": 1 - sum(spent.values()) / seconds,
+            "communication_share": self.communication_share,
         }
 
     def _applied_fields(self) -> dict[str, Any]:

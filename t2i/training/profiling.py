@@ -1,9 +1,9 @@
-"""A trace of a few steps of training by torch.profiler, for `--profile START:STOP`."""
+"""Traces by torch.profiler: of the steps of `--profile START:STOP`, and of what communication takes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from t2i.config import ConfigError
 from t2i.console import get_logger
 
 if TYPE_CHECKING:
+    import torch
     from torch.autograd.profiler_util import FunctionEvent
 
 NUM_ROWS = 20
@@ -72,6 +73,11 @@ class Profile:
             self._write()
             self._profiler = None
 
+    @property
+    def is_tracing(self) -> bool:
+        """Whether the step at hand is traced."""
+        return self._profiler is not None
+
     def label(self, phase: str) -> AbstractContextManager[object]:
         """Shows a phase of a step in the trace."""
         from torch.profiler import record_function
@@ -94,6 +100,19 @@ class Profile:
 
     def _bounds(self) -> tuple[int, int]:
         return self.steps.start + 1, self.steps.stop
+
+
+@contextmanager
+def communication_traced(device: torch.device) -> Iterator[Callable[[], float]]:
+    """Traces the block; what it gives tells afterwards the `communication_share` of it.
+
+    On CUDA kernels alone are traced, which hardly slows the block. Traces cannot be nested.
+    """
+    from torch.profiler import ProfilerActivity, profile
+
+    on_cuda = device.type == "cuda"
+    with profile(activities=[ProfilerActivity.CUDA if on_cuda else ProfilerActivity.CPU]) as trace:
+        yield lambda: communication_share(trace.events())
 
 
 def communication_share(events: Sequence[FunctionEvent]) -> float:

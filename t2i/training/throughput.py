@@ -6,27 +6,12 @@ import torch
 
 from t2i.batch import TrainingBatch
 from t2i.encoders.text import TextStates
+from t2i.hardware import known_peak_tflops
 from t2i.models.macs import TRAINING_PASSES
 from t2i.training.backbone import Backbone
 from t2i.training.conditions import Condition
 from t2i.training.moving_objectives import MovingObjective
 from t2i.training.training_config import TrainingConfig
-
-# Dense bf16 TFLOP/s with fp32 accumulation by the makers' data sheets; the first name that is part
-# of the device's name counts.
-PEAK_TFLOPS = {
-    "B200": 2250.0,
-    "GH200": 989.0,
-    "H200 NVL": 835.0,
-    "H200": 989.0,
-    "H100 NVL": 835.0,
-    "H100 PCIe": 756.0,
-    "H100": 989.0,
-    "A100": 312.0,
-    "L40S": 362.0,
-    "L4": 121.0,
-    "RTX 4090": 165.2,
-}
 
 
 def batch_flops(
@@ -56,9 +41,3 @@ def peak_tflops(config: TrainingConfig, device: torch.device) -> float | None:
     if config.peak_tflops is not None or device.type != "cuda" or config.precision != "bf16":
         return config.peak_tflops
     return known_peak_tflops(torch.cuda.get_device_name(device))
-
-
-def known_peak_tflops(device_name: str) -> float | None:
-    """Dense bf16 TFLOP/s of a GPU by the name that CUDA gives it; None = not known."""
-    words = f" {device_name.replace('-', ' ')} "
-    return next((peak for name, peak in PEAK_TFLOPS.items() if f" {name} " in words), None)

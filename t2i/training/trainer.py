@@ -28,7 +28,7 @@ from t2i.training.engine import MOMENTS, Engine
 from t2i.training.metrics import LossSums, Window, memory_gb
 from t2i.training.moving_objectives import make_objective
 from t2i.training.power_averages import snapshot_saver, start_power_averages
-from t2i.training.profiling import Profile
+from t2i.training.profiling import Profile, communication_traced
 from t2i.training.reporter import Reporter
 from t2i.training.run import Run, Start
 from t2i.training.saving import Saver, training_partitions
@@ -172,7 +172,7 @@ class Trainer:
         self._trace()
         with self._progress() as bar:
             while self.step < self.config.steps:
-                self._train_step(batches)
+                self._traced_step(batches)
                 self.step += 1
                 self._trace()
                 if self._is_due(self.config.log_every):
@@ -195,6 +195,18 @@ class Trainer:
 
     def _is_due(self, every: int) -> bool:
         return every > 0 and (self.step % every == 0 or self.step == self.config.steps)
+
+    def _traced_step(self, batches: Iterator[TrainingBatch]) -> None:
+        """One optimizer step; every ``communication_every``-th tells what communication took."""
+        every = self.config.communication_every
+        is_due = every > 0 and (self.step + 1) % every == 0
+        is_traced = self.profile is not None and self.profile.is_tracing
+        if self.rank > 0 or self.world_size == 1 or not is_due or is_traced:
+            self._train_step(batches)
+            return
+        with communication_traced(self.run.device) as share:
+            self._train_step(batches)
+        self.window.communication_share = share()
 
     def _train_step(self, batches: Iterator[TrainingBatch]) -> None:
         """One optimizer step: ``accumulation`` micro-batches, update, averages."""

@@ -75,6 +75,9 @@ class TrainingConfig(Section):
         description="steps between snapshots of power_averages, in float16, all kept; 0 = none",
     )
     log_every: int = Field(default=10, ge=1)
+    communication_every: int = Field(
+        default=1_000, ge=0, description="steps between traces of communication; 0 = none"
+    )
     validate_every: int = Field(default=1_000, ge=1)
     sample_every: int = Field(default=0, ge=0, description="steps between images; 0 = none")
     # Steps without an update: gradients that are not finite, and spikes (see spikes.SpikeGuard).

@@ -37,7 +37,9 @@ def record(rank: int, config_file: str, folder: str, journeys: list[str]) -> Non
                 distributed.init_process_group(
                     "gloo", init_method=f"file://{place}.group", rank=rank, world_size=world_size
                 )
-                batches = make_batches(config.loader, config.training, config.storage)(start)
+                batches = make_batches(
+                    config.loader, config.training, config.storage, Path(folder)
+                )(start)
                 num_batches = (stop - start) * config.training.accumulation(world_size)
                 rows = [
                     (batch.step, batch.sample_ids.tolist(), batch.keys, batch.captions)

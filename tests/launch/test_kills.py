@@ -41,8 +41,8 @@ t2i:
 launch:
   train: {{validation_samples: 4}}
 """
-# Fields of a line of metrics that say how fast it went.
-OF_THE_CLOCK = ("time", "images_per_second", "data_share", "text_share", "memory_gb")
+# Fields of a line of metrics that say how fast it went, beside the shares of time.
+OF_THE_CLOCK = ("time", "seconds", "images_per_second", "tflops", "eta_seconds", "memory_gb")
 
 
 def write_config(root: Path, zero: int) -> Path:
@@ -104,7 +104,11 @@ def run_folder(config: Path) -> Path:
 def metrics(config: Path) -> list[dict[str, Any]]:
     lines = (run_folder(config) / "metrics.jsonl").read_text().splitlines()
     return [
-        {name: value for name, value in json.loads(line).items() if name not in OF_THE_CLOCK}
+        {
+            name: value
+            for name, value in json.loads(line).items()
+            if name not in OF_THE_CLOCK and not name.endswith("_share")
+        }
         for line in lines
     ]
 

@@ -71,6 +71,9 @@ def test_every_family_makes_pictures_of_its_classes(
     first, second = latents(pipeline, [0, 4], seeds=[1, 1], height=32, width=48)
     assert first.isfinite().all()
     assert (first - second).abs().max() > 0.01
+    pipeline.compile_blocks("eager")
+    compiled = latents(pipeline, [0, 4], seeds=[1, 1], height=32, width=48)
+    torch.testing.assert_close(compiled, torch.stack([first, second]), rtol=1e-3, atol=1e-3)
 
 
 def test_an_image_depends_on_its_label_and_seed_only(pipeline: ClassToImagePipeline) -> None:

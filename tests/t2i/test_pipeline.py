@@ -50,6 +50,20 @@ def test_an_image_depends_on_its_prompt_and_seed_only(pipeline: TextToImagePipel
         torch.testing.assert_close(together[1:], alone, rtol=1e-3, atol=1e-3)
 
 
+def test_compiled_blocks_make_the_same_images(pipeline_folder: Path) -> None:
+    """At more shapes than torch compiles by default: two branches, six steps of a schedule each."""
+    pipeline = TextToImagePipeline.from_pretrained(pipeline_folder)
+    gammas = {"gamma_strong": "linear:0.4:0", "gamma_weak": "linear:0.9:0.5"}
+    settings = {"seeds": [1, 2], "guidance": "sg", "num_inference_steps": 6, **gammas}
+    eager = pipeline(PROMPTS, output_type="latent", **settings).images
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    pipeline.compile_blocks("aot_eager")
+    compiled = pipeline(PROMPTS, output_type="latent", **settings).images
+    torch.testing.assert_close(compiled, eager, rtol=1e-3, atol=1e-3)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 8
+
+
 def test_several_images_of_a_prompt_stay_together(pipeline: TextToImagePipeline) -> None:
     four = latents(pipeline, PROMPTS, num_images_per_prompt=2, seeds=[1, 2, 3, 4])
     last = latents(pipeline, PROMPTS[1], num_images_per_prompt=2, seeds=[3, 4])

@@ -85,8 +85,8 @@ def largest_difference(first: Path, second: Path) -> float:
     other = newest_checkpoint(second / "checkpoints")
     assert found is not None
     assert other is not None
-    norms = [list(saved.state.gradient_norms) for saved in (found, other)]
-    assert norms[0] == pytest.approx(norms[1], rel=1e-5)
+    norms = found.state.gradient_norms
+    assert norms == pytest.approx(other.state.gradient_norms, rel=1e-5)
     assert replace(found.state, gradient_norms=[]) == replace(other.state, gradient_norms=[])
     differences = []
     for kind in (*TENSOR_KINDS, *POWER_KINDS):
@@ -144,3 +144,12 @@ def test_in_bf16_such_a_run_differs_by_rounding(runs: Path) -> None:
     moved, straight = losses(runs / "moved-bf16"), losses(runs / "straight-2")
     assert moved == pytest.approx(straight, rel=BF16_ROUNDING)
     assert moved != straight, "or bf16 is not what is tried here"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zero", ZERO_STAGES)
+def test_a_step_is_traced_for_its_share_of_communication(zero: int, runs: Path) -> None:
+    lines = (runs / f"straight-{zero}" / "metrics.jsonl").read_text().splitlines()
+    shares = {m["step"]: m["communication_share"] for m in map(json.loads, lines) if "loss" in m}
+    assert {step for step, share in shares.items() if share is not None} == {4}
+    assert 0 < shares[4] < 1

@@ -185,6 +185,7 @@ def make_run(
             "checkpoint_every": 100,
             "validate_every": 100,
             "log_every": 1,
+            "communication_every": 4,
             "power_averages": (0.05, 0.1),
             "snapshot_every": 2,
             "objective": objective,
