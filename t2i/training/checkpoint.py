@@ -117,7 +117,7 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
 
 def whole_checkpoints(folder: Path, until: int | None = None) -> Iterator[Checkpoint]:
     """Those in ``folder``, up to a step, that verify, newest first; damaged ones are reported."""
-    for path in _checkpoint_paths(folder):
+    for path in checkpoint_paths(folder):
         if until is not None and (step_of(path.name) or 0) > until:
             continue
         problem = find_damage(path)
@@ -219,7 +219,7 @@ def commit(temporary: Path, state: TrainingState, config_text: str, keep: int | 
     }
     _write_synced(temporary / MANIFEST, json.dumps({"step": state.step, "files": files}, indent=1))
     final = publish(temporary)
-    committed = _checkpoint_paths(final.parent)  # newer ones were damaged and passed over
+    committed = checkpoint_paths(final.parent)  # newer ones were damaged and passed over
     for old in committed[committed.index(final) + keep :] if keep is not None else ():
         try:
             _remove(old)
@@ -246,7 +246,7 @@ def remove_leftovers(folder: Path) -> None:
             shutil.rmtree(path)
 
 
-def _checkpoint_paths(folder: Path) -> list[Path]:
+def checkpoint_paths(folder: Path) -> list[Path]:
     """Committed checkpoint folders, newest first."""
     paths = [path for path in folder.glob("step-*") if step_of(path.name) is not None]
     return sorted(paths, key=lambda path: step_of(path.name) or 0, reverse=True)

@@ -11,7 +11,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from t2i.training.checkpoint import Checkpoint, power_kind, whole_checkpoints
+from t2i.training.checkpoint import (
+    Checkpoint,
+    checkpoint_paths,
+    power_kind,
+    step_of,
+    whole_checkpoints,
+)
 from t2i.training.power_functions import coefficients
 
 # Of the profile, as `power_functions.coefficients` tells it; ten snapshots of the widths 0.05 and
@@ -31,14 +37,13 @@ def find_snapshots(run: Path, step: int | None = None) -> list[Checkpoint]:
         ValueError: none of ``step``, or of other widths than the others.
     """
     folder = run / "snapshots"
-    found = [
-        snapshot
-        for snapshot in whole_checkpoints(folder, until=step)
-        if snapshot.state.power_updates > 0  # or nothing has been averaged yet
-    ]
-    if step is not None and (not found or found[0].state.step != step):
-        steps = sorted(snapshot.state.step for snapshot in whole_checkpoints(folder))
-        raise ValueError(f"{folder}: no whole snapshot of step {step}; there are {steps}")
+    steps = [step_of(path.name) for path in checkpoint_paths(folder)][::-1]
+    if steps and step is not None and step not in steps:
+        raise ValueError(f"{folder}: no snapshot of step {step}; there are {steps}")
+    whole = list(whole_checkpoints(folder, until=step))
+    if steps and step is not None and (not whole or whole[0].state.step != step):
+        raise ValueError(f"{folder}: the snapshot of step {step} is damaged; choose among {steps}")
+    found = [snapshot for snapshot in whole if snapshot.state.power_updates > 0]
     if not found:
         raise FileNotFoundError(
             f"{folder}: no whole snapshot; train with t2i.training.power_averages (say [0.05, 0.1]) "

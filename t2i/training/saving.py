@@ -1,4 +1,4 @@
-"""Writes a run's checkpoints and snapshots: all processes gather, each writes its share, the first one commits."""
+"""Writes checkpoints and snapshots: all processes gather, each writes its share, the first commits."""
 
 from __future__ import annotations
 

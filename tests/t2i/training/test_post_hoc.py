@@ -115,7 +115,7 @@ def test_a_damaged_snapshot_is_named_and_left_out(
     assert len(found) == STEPS // EVERY - 1
     made = Reconstruction(found, 0.075)
     assert 0 < distance(made, whole) < 1e-2
-    with pytest.raises(ValueError, match=rf"no whole snapshot of step {8 * EVERY}; there are \["):
+    with pytest.raises(ValueError, match=rf"the snapshot of step {8 * EVERY} is damaged; choose"):
         find_snapshots(tmp_path, 8 * EVERY)
 
 
@@ -130,7 +130,12 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no whole snapshot; train with .*power_averages"):
         find_snapshots(tmp_path)
     averages = {width: {"w": torch.ones(2)} for width in TRACKED}
+    write_snapshot(tmp_path, 5, averages, updates=0)
+    with pytest.raises(FileNotFoundError, match="no whole snapshot"):
+        find_snapshots(tmp_path)
     write_snapshot(tmp_path, 10, averages)
+    with pytest.raises(ValueError, match=r"no snapshot of step 7; there are \[5, 10\]"):
+        find_snapshots(tmp_path, 7)
     with pytest.raises(ValueError, match=r"width 0.2 cannot be made of 1 snapshot\(s\).*by 60%"):
         Reconstruction(find_snapshots(tmp_path), 0.2)
     write_snapshot(tmp_path, 20, {width: {"v": torch.ones(2)} for width in TRACKED})
