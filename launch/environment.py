@@ -27,10 +27,10 @@ from data_pipeline.loader_config import LoaderConfig
 from data_pipeline.storage import StorageConfig
 from launch.config import LaunchConfig
 from t2i.config import REPO_FOLDER, ConfigError
+from t2i.training.memory import checkpoint_bytes, snapshots_bytes
 from t2i.training.training_config import TrainingConfig
 
 CODE_FOLDERS = ("t2i", "data_pipeline", "launch")
-BYTES_PER_PARAMETER = 16  # of a checkpoint: weights, EMA and two moments in fp32
 # A file that another machine wrote may be seen late (NFS remembers for a while what is not there).
 SECONDS_UNTIL_SHARED = 30.0
 
@@ -181,16 +181,22 @@ def unreadable_data(loader: LoaderConfig, storage: StorageConfig) -> list[str]:
 def little_disk(
     folder: Path, num_parameters: int, training: TrainingConfig, launch: LaunchConfig
 ) -> list[str]:
-    """Compare the free space with what the checkpoints take.
+    """Compare the free space with what checkpoints and snapshots take.
 
     These are ``keep_checkpoints``, one that is being written and, with uploads, one that is being
-    sent and one that waits: their links hold the space of what retention has removed.
+    sent and one that waits: their links hold the space of what retention has removed. To these come
+    all snapshots of the run.
     """
-    one = BYTES_PER_PARAMETER * num_parameters
+    one = checkpoint_bytes(num_parameters, training)
     most = training.keep_checkpoints + (1 if launch.upload is None else 3)
     there = min(len(list(folder.glob("checkpoints/step-*"))), most - 1)
-    needed = float((most - there) * one)
+    num_snapshots = len(list(folder.glob("snapshots/step-*")))
+    snapshots = snapshots_bytes(num_parameters, training, num_snapshots)
+    needed = float((most - there) * one + snapshots)
     asked_by, way_out = f"checkpoints of {one / 1e9:.1f} GB each", "t2i.training.keep_checkpoints"
+    if snapshots:
+        asked_by += f" and {snapshots / 1e9:.1f} GB of snapshots"
+        way_out += ", raise snapshot_every"
     if launch.min_free_disk_gb is not None:
         needed, asked_by = launch.min_free_disk_gb * 1e9, "launch.train.min_free_disk_gb"
         way_out = asked_by

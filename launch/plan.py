@@ -31,7 +31,6 @@ from launch.plan_model import (
     Job,
     Memory,
     Time,
-    checkpoint_bytes,
     make_job,
     memory,
     storage_bytes,
@@ -41,6 +40,7 @@ from t2i.config import ConfigError, add_config_arguments, config_from_args, sect
 from t2i.console import run_command
 from t2i.hardware import GPUS
 from t2i.models.parameters import parameter_sizes
+from t2i.training.memory import checkpoint_bytes, snapshots_bytes
 from t2i.training.training_config import TrainingConfig
 
 NAMES = {"tr_dit": "TR-DiT", "sit": "SiT", "mask_dit": "MaskDiT"}
@@ -48,7 +48,7 @@ NAMES = {"tr_dit": "TR-DiT", "sit": "SiT", "mask_dit": "MaskDiT"}
 COLUMNS = {
     "weights": "weights",
     "optimizer": "optimizer",
-    "ema": "EMA",
+    "averages": "averages",
     "gradients": "gradients",
     "bucket": "buckets",
     "activations": "activations",
@@ -126,9 +126,7 @@ def describe(jobs: Sequence[Job], model_name: str) -> list[str]:
     ]
     for job in jobs:
         lines += ["", *describe_job(job)]
-    gigabytes = checkpoint_bytes(model) / 1e9
-    kept = jobs[0].training.keep_checkpoints
-    lines += ["", f"A checkpoint: {gigabytes:.1f} GB; {kept} kept: {kept * gigabytes:.0f} GB"]
+    lines += ["", *map(describe_saving, jobs)]
     lines += ["", f"Data of {plan.num_images / 1e6:.4g} M samples (GB)"]
     for resolution, job in sorted({job.resolution: job for job in jobs}.items()):
         sizes = storage_bytes(job)
@@ -167,6 +165,16 @@ def describe_forwards(job: Job) -> list[str]:
         return []
     passes = f"{len(gammas)} forward pass{'es' if len(gammas) > 1 else ''} at gamma {gammas[0]:g}"
     return [f"{job.training.objective.name} adds {passes} in {share:.0%} of the steps"]
+
+
+def describe_saving(job: Job) -> str:
+    """Bytes of one stage's checkpoints and snapshots."""
+    training, num_parameters = job.training, sum(parameter_sizes(job.model))
+    gigabytes, kept = checkpoint_bytes(num_parameters, training) / 1e9, training.keep_checkpoints
+    line = f"A checkpoint of {job.name}: {gigabytes:.1f} GB; {kept} kept: {kept * gigabytes:.0f} GB"
+    if training.snapshot_every:
+        line += f"; all snapshots: {snapshots_bytes(num_parameters, training) / 1e9:,.0f} GB"
+    return line
 
 
 def row_name(row: Memory | Time) -> str:
@@ -231,10 +239,10 @@ def describe_assumptions(jobs: Sequence[Job]) -> list[str]:
 
 def figures(jobs: Sequence[Job]) -> dict[str, Any]:
     """The same in bytes and seconds."""
-    model = jobs[0].model
+    num_parameters = sum(parameter_sizes(jobs[0].model))
     return {
         "planned": True,
-        "num_parameters": sum(parameter_sizes(model)),
+        "num_parameters": num_parameters,
         "num_gpus": jobs[0].num_gpus,
         "assumptions": jobs[0].plan.model_dump(mode="json"),
         "stages": [
@@ -246,10 +254,11 @@ def figures(jobs: Sequence[Job]) -> dict[str, Any]:
                 "memory": [asdict(memory(job, *row)) for row in job.rows],
                 "time": [asdict(time(job, *row)) for row in job.rows],
                 "storage": storage_bytes(job),
+                "checkpoint_bytes": checkpoint_bytes(num_parameters, job.training),
+                "snapshots_bytes": snapshots_bytes(num_parameters, job.training),
             }
             for job in jobs
         ],
-        "checkpoint_bytes": checkpoint_bytes(model),
     }
 
 

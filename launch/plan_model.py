@@ -28,7 +28,6 @@ ZERO_STAGES: tuple[ZeroStage, ...] = (1, 2, 3)
 LATENT_DOWNSAMPLE = 8
 HALF = 2  # bytes of bf16, and of a latent's float16
 FP32 = 4
-TENSOR_KINDS = 4  # of a checkpoint: weights, EMA, two moments
 # a tar holds a header of 512 bytes for each part and fills parts up to 512 bytes: 768 on average
 TAR_PART = 768
 LABEL_PART = 1024  # a header and less than 512 bytes of json
@@ -126,7 +125,7 @@ class Memory:
     gradient_checkpointing: bool
     weights: int
     optimizer: int
-    ema: int
+    averages: int
     gradients: int
     bucket: int
     activations: int
@@ -141,8 +140,9 @@ def memory(job: Job, zero_stage: ZeroStage, gradient_checkpointing: bool) -> Mem
     """What a GPU holds in a step of a job."""
     plan, precision = job.plan, job.training.precision
     model = job.model.model_copy(update={"gradient_checkpointing": gradient_checkpointing})
+    num_averages = len(job.training.power_averages)
     sizes = parameter_sizes(model)
-    states = state_bytes(sizes, zero_stage, precision, job.num_gpus)
+    states = state_bytes(sizes, zero_stage, precision, job.num_gpus, num_averages)
     kernels = Kernels.of(precision, on_gpu=True)
     saved = activations(
         model, job.micro_batch, job.num_tokens, job.text_tokens, job.training.gamma, kernels
@@ -157,7 +157,7 @@ def memory(job: Job, zero_stage: ZeroStage, gradient_checkpointing: bool) -> Mem
         gradient_checkpointing=gradient_checkpointing,
         weights=states.weights,
         optimizer=states.optimizer,
-        ema=states.ema,
+        averages=states.averages,
         gradients=states.gradients,
         bucket=states.bucket + states.live,
         activations=peak,
@@ -260,11 +260,6 @@ def traffic(job: Job, zero_stage: ZeroStage) -> float:
     else:
         volume = 2 * job.accumulation + 1
     return (volume * weights + teacher) * (job.num_gpus - 1) / job.num_gpus
-
-
-def checkpoint_bytes(model: Backbone) -> int:
-    """Of one training checkpoint: fp32 safetensors of four kinds."""
-    return TENSOR_KINDS * FP32 * sum(parameter_sizes(model))
 
 
 def storage_bytes(job: Job) -> dict[str, int]:

@@ -157,7 +157,10 @@ def train_stage(
         if saved is not None and saved.state.step >= training.steps:
             _say(f"stage {number} is finished: {saved.path}")
             return 0
-        start = resume(saved) if saved is not None else fresh_start(number, stage)
+        if saved is not None:
+            start = resume(saved, training.power_averages)
+        else:
+            start = fresh_start(number, stage)
         run = build_run(number, stage, training, loader, config, start, device)
         if train(replace(run, on_checkpoint=on_checkpoint, profile=profile)):
             _say(f"stage {number} is finished: checkpoints and metrics.jsonl in {stage.folder}")

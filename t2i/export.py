@@ -1,8 +1,11 @@
-"""Make a pipeline folder of a training run: the newest checkpoint that verifies.
+"""Make a pipeline folder of a training run: the newest checkpoint that verifies, or an average of
+its snapshots of any relative width (runs with t2i.training.power_averages and snapshot_every).
 
     python -m t2i.export
     python -m t2i.export --run outputs/nano/runs/stage2 --output outputs/nano/export
     python -m t2i.export --weights weights --dtype bfloat16
+    python -m t2i.export --width 0.075
+    python -m t2i.export --width 0.15 --step 2000
 
 The folder holds model_index.json, transformer/ (config.json, safetensors), vae/, text_encoder/
 and a model card; that of a class-conditional model config.json, its weights and the card. Run again,
@@ -21,19 +24,27 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 from pydantic import Field
 
-from t2i.config import Section, add_config_arguments, config_from_args, describe_config, section
-from t2i.console import get_logger, run_command
+from t2i.config import (
+    ConfigError,
+    Section,
+    add_config_arguments,
+    config_from_args,
+    describe_config,
+    section,
+)
+from t2i.console import get_logger, progress, run_command
 from t2i.encoders.text_config import TextEncoderConfig
 from t2i.encoders.vae_config import VAEConfig
 from t2i.models.mask_dit_config import MaskDiTConfig
 from t2i.models.sit_config import SiTConfig
 from t2i.models.tr_dit_config import TRDiTConfig
+from t2i.training.training_config import LARGEST_WIDTH
 
 if TYPE_CHECKING:
     from t2i.models.mask_dit import MaskDiT
     from t2i.models.sit import SiT
     from t2i.models.tr_dit import TRDiT
-    from t2i.training.checkpoint import Checkpoint
+    from t2i.training.trained import Trained
 
 LOG = get_logger("export")
 SOURCE_NAME = "export.json"
@@ -44,7 +55,11 @@ class ExportConfig(Section):
 
     run: str = Field("outputs/nano/runs/stage2", description="a training run's folder")
     output: str = Field("outputs/nano/export", description="the pipeline folder to make")
-    weights: Literal["ema", "weights"] = Field("ema", description="which of a checkpoint to take")
+    weights: Literal["ema", "weights", "power"] = Field(
+        "ema", description="of a checkpoint; power: the average of `width`, out of the snapshots"
+    )
+    width: float | None = Field(None, description="relative width sigma_rel of a power average")
+    step: int | None = Field(None, description="of the last snapshot to take; None = the newest")
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     size: tuple[int, int] = Field((128, 128), description="height and width the model is made for")
     encoders: Literal["copy", "reference"] = Field(
@@ -65,7 +80,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--run", metavar="DIR", help="training run (default: the config's)")
     parser.add_argument("--output", metavar="DIR", help="pipeline folder to make")
-    parser.add_argument("--weights", choices=("ema", "weights"), help="default: ema")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--weights", choices=("ema", "weights"), help="default: ema")
+    which.add_argument(
+        "--width", type=float, metavar="SIGMA", help="the average of this relative width instead"
+    )
+    parser.add_argument("--step", type=int, help="with --width: of the last snapshot to take")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--encoders", choices=("copy", "reference"), help="default: copy")
     add_config_arguments(parser)
@@ -75,22 +95,19 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     config = config_from_args(args, Config)
-    flags = {key: getattr(args, key) for key in ("run", "output", "weights", "dtype", "encoders")}
-    given = {key: value for key, value in flags.items() if value is not None}
-    config = config.model_copy(update={"export": config.export.model_copy(update=given)})
+    config = config.model_copy(update={"export": with_flags(config.export, args)})
     LOG.info(describe_config(args))
 
-    from t2i.training.checkpoint import newest_checkpoint
+    from t2i.training.trained import find_average, find_trained
 
     run, output = Path(config.export.run), Path(config.export.output)
-    checkpoint = newest_checkpoint(run / "checkpoints")
-    if checkpoint is None:
-        raise FileNotFoundError(
-            f"{run}: no checkpoint that verifies; train first: deepspeed launch/train_t2i.py --stage 2"
-        )
-    source = describe_source(checkpoint, config.export)
+    if config.export.width is not None:
+        found = find_average(run, config.export.width, config.export.step)
+    else:
+        found = find_trained(run, config.export.weights)
+    source = describe_source(found, config.export)
     if read_source(output) == source:
-        LOG.info("%s is already made of %s", output, checkpoint.path)
+        LOG.info("%s is already made of %s", output, found.checkpoint.path)
         return 0
     if output.exists() and read_source(output) is None and any(output.iterdir()):
         raise ValueError(
@@ -98,33 +115,59 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     temporary = output.with_name(f"{output.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    export(checkpoint, config, source, temporary)
+    export(found, config, source, temporary)
     shutil.rmtree(output, ignore_errors=True)
     temporary.rename(output)
-    LOG.info(
-        "%s -> %s (%s, %s)", checkpoint.path, output, config.export.weights, config.export.dtype
-    )
+    line = "%s -> %s (%s, %s)"
+    LOG.info(line, found.checkpoint.path, output, found.description, config.export.dtype)
     return 0
 
 
-def export(checkpoint: Checkpoint, config: Config, source: dict[str, Any], folder: Path) -> None:
-    """Fill a new folder with the pipeline of a checkpoint.
+def with_flags(config: ExportConfig, args: argparse.Namespace) -> ExportConfig:
+    """The settings with those of the command line.
 
     Raises:
-        ValueError: the checkpoint's weights do not fit the model of its config; names them.
+        ConfigError: a width that cannot be, or width or step without the other settings they need.
+    """
+    names = ("run", "output", "weights", "width", "step", "dtype", "encoders")
+    given = {key: getattr(args, key) for key in names if getattr(args, key) is not None}
+    if "width" in given:
+        given["weights"] = "power"
+    elif "weights" in given:
+        given["width"] = None
+    config = config.model_copy(update=given)
+    if (config.weights == "power") != (config.width is not None):
+        raise ConfigError(
+            f"t2i.export.weights {config.weights} with width {config.width}: power and a width "
+            "belong together; give --width SIGMA, or --weights ema"
+        )
+    if config.width is not None and not 0 < config.width < LARGEST_WIDTH:
+        raise ConfigError(
+            f"t2i.export.width {config.width}: a relative width lies between 0 and {LARGEST_WIDTH}"
+        )
+    if config.step is not None and config.width is None:
+        raise ConfigError(f"t2i.export.step {config.step} is of snapshots; add --width SIGMA")
+    return config
+
+
+def export(found: Trained, config: Config, source: dict[str, Any], folder: Path) -> None:
+    """Fill a new folder with the pipeline of trained weights.
+
+    Raises:
+        ValueError: the weights do not fit the model of its config; names them.
     """
     from t2i.models.storage import save_transformer
 
-    trained = yaml.safe_load((checkpoint.path / "config.yaml").read_text())
-    model = load_trained(checkpoint, config.export, trained)
+    trained = found.settings
+    model = load_trained(found, config.export)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     if trained_model(trained) == "tr_dit":
         save_transformer(model, folder / "transformer")
         add_components(config, trained, folder)
-        card = model_card(checkpoint, config, trained, num_parameters)
+        card = model_card(found, config, num_parameters)
     else:
         save_transformer(model, folder)
-        card = class_model_card(checkpoint, config, trained, num_parameters)
+        card = class_model_card(found, config, num_parameters)
     (folder / "README.md").write_text(card)
     (folder / SOURCE_NAME).write_text(json.dumps(source, indent=2) + "\n")
 
@@ -146,10 +189,8 @@ def trained_model(trained: dict[str, Any]) -> str:
     return name
 
 
-def load_trained(
-    checkpoint: Checkpoint, config: ExportConfig, trained: dict[str, Any]
-) -> TRDiT | SiT | MaskDiT:
-    """The model of a checkpoint. Raises as `export`."""
+def load_trained(found: Trained, config: ExportConfig) -> TRDiT | SiT | MaskDiT:
+    """The model of trained weights. Raises as `export`."""
     import torch
 
     from t2i.encoders.vae import DTYPES
@@ -158,6 +199,7 @@ def load_trained(
     from t2i.models.storage import load_weights
     from t2i.models.tr_dit import TRDiT
 
+    trained = found.settings
     name = trained_model(trained)
     values = trained["t2i"]["models"][name]
     model: TRDiT | SiT | MaskDiT
@@ -169,9 +211,12 @@ def load_trained(
                 model = MaskDiT(MaskDiTConfig.model_validate(values))
             case _:
                 model = TRDiT(TRDiTConfig.model_validate(values))
-    tensors = checkpoint.tensors(config.weights)
-    weights = {key: tensors[key].to(DTYPES[config.dtype]) for key in tensors}
-    load_weights(model, weights, f"{checkpoint.path}/{config.weights}.safetensors")
+    weights = {}
+    with progress("weights", len(found.tensors), "tensor") as bar:
+        for key in found.tensors:
+            weights[key] = found.tensors[key].to(DTYPES[config.dtype])
+            bar.update()
+    load_weights(model, weights, f"{found.checkpoint.path}, {config.weights}")
     return model
 
 
@@ -183,14 +228,13 @@ def named(config: Any, folder: Path) -> Any:
     return config.model_copy(update={"path": str(path.resolve())}) if path.is_dir() else config
 
 
-def describe_source(checkpoint: Checkpoint, config: ExportConfig) -> dict[str, Any]:
+def describe_source(found: Trained, config: ExportConfig) -> dict[str, Any]:
     """What an export is made of: equal descriptions give equal folders."""
-    manifest = json.loads((checkpoint.path / "manifest.json").read_text())
     return {
-        "checkpoint": str(checkpoint.path.resolve()),
-        "step": checkpoint.state.step,
-        "sha256": manifest["files"][f"{config.weights}.safetensors"]["sha256"],
-        "weights": config.weights,
+        "checkpoint": str(found.checkpoint.path.resolve()),
+        "step": found.checkpoint.state.step,
+        "sha256": found.sha256,
+        "weights": found.description,
         "dtype": config.dtype,
         "encoders": config.encoders,
         "size": list(config.size),
@@ -203,15 +247,13 @@ def read_source(folder: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
-def model_card(
-    checkpoint: Checkpoint, config: Config, trained: dict[str, Any], num_parameters: int
-) -> str:
+def model_card(found: Trained, config: Config, num_parameters: int) -> str:
     """README.md: what the model is, how it was trained, on what, how well, and how to use it."""
     height, width = config.export.size
     components = {
         "resolution": f"{height}x{width}",
         "VAE": config.vae.path,
-        "text encoder": trained["t2i"]["encoders"]["text"]["path"],
+        "text encoder": found.settings["t2i"]["encoders"]["text"]["path"],
     }
     return f"""---
 library_name: sparse-t2i
@@ -229,14 +271,12 @@ pipeline = TextToImagePipeline.from_pretrained("{config.export.output}")
 pipeline("a prompt", guidance="sg", guidance_scale=1.8, gamma_strong=0.1, gamma_weak=0.8).images[0]
 ```
 
-{facts(checkpoint, config, trained, num_parameters, components)}"""
+{facts(found, config, num_parameters, components)}"""
 
 
-def class_model_card(
-    checkpoint: Checkpoint, config: Config, trained: dict[str, Any], num_parameters: int
-) -> str:
+def class_model_card(found: Trained, config: Config, num_parameters: int) -> str:
     """README.md of a class-conditional model."""
-    name = trained_model(trained)
+    name = trained_model(found.settings)
     loader = {"sit": "load_sit", "mask_dit": "load_mask_dit"}[name]
     return f"""---
 library_name: sparse-t2i
@@ -253,24 +293,19 @@ from t2i.models.{name} import {loader}
 model = {loader}(Path("{config.export.output}"))
 ```
 
-{facts(checkpoint, config, trained, num_parameters, {})}"""
+{facts(found, config, num_parameters, {})}"""
 
 
-def facts(
-    checkpoint: Checkpoint,
-    config: Config,
-    trained: dict[str, Any],
-    num_parameters: int,
-    components: dict[str, str],
-) -> str:
+def facts(found: Trained, config: Config, num_parameters: int, components: dict[str, str]) -> str:
     """The end of a model card: a table with ``components`` in it, and the run's settings."""
+    trained, step = found.settings, found.checkpoint.state.step
     training = trained["t2i"].get("training", {})
     loader = trained.get("data_pipeline", {}).get("loader", {})
-    metrics = last_metrics(Path(config.export.run) / "metrics.jsonl", checkpoint.state.step)
+    metrics = last_metrics(Path(config.export.run) / "metrics.jsonl", step)
     rows = {
         "parameters": f"{num_parameters:,}",
-        "step": f"{checkpoint.state.step:,} ({config.export.weights}, {config.export.dtype})",
-        "images seen": f"{checkpoint.state.step * training.get('global_batch', 0):,}",
+        "step": f"{step:,} ({found.description}, {config.export.dtype})",
+        "images seen": f"{step * training.get('global_batch', 0):,}",
         **components,
         **{f"last {name}": f"{value:.5g}" for name, value in metrics.items()},
     }

@@ -17,7 +17,7 @@ from t2i.models.macs import training_flops
 from t2i.models.tr_dit import TRDiT
 from t2i.models.tr_dit_config import TRDiTConfig
 from t2i.training.backbone import text_backbone
-from t2i.training.ema import EMA
+from t2i.training.ema import EMA, decay_at
 from t2i.training.engine import Engine
 from t2i.training.objective_config import FlowMatchingConfig
 from t2i.training.objectives import FlowMatching
@@ -53,7 +53,7 @@ class TrainingSubject:
             self.engine.backward(losses.loss_B.mean())
             self.engine.step(self.config.learning_rate)
         assert self.engine.was_applied, "a gradient of the benchmark was not finite"
-        self.ema.update(self.config.ema_decay)
+        self.ema.update()
 
 
 def make_subject(
@@ -95,7 +95,7 @@ def make_subject(
     encode = make_encode(model_config, training, text, settings, device)
     network = text_backbone(model, encode, device).network
     engine = Engine(network, model, training, world_size)
-    ema = EMA(engine.masters)
+    ema = EMA(engine.masters, partial(decay_at, limit=training.ema_decay))
     return TrainingSubject(
         engine, ema, training, model_config, batch, encode, settings.accumulation
     )

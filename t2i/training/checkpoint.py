@@ -3,9 +3,12 @@
 ``checkpoints/step-00001000/`` holds, all fp32 safetensors keyed by parameter name:
 
     weights.safetensors  ema.safetensors  exp_avg.safetensors  exp_avg_sq.safetensors
+    power-0.05.safetensors ...  the average of each width of t2i.training.power_averages
     state.json           position: steps, updates, skipped steps; what moves in the objective
     config.yaml          the run's config
     manifest.json        size and sha256 of every other file; written last
+
+``snapshots/step-00001000/`` is the same with the power averages alone, in float16; see `snapshots`.
 
 Saving writes into ``step-N.tmp`` (each file by another rank, if there are several), syncs, and
 renames. Nothing in it depends on the world size or ZeRO stage. Readers take the newest folder
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
 
 TENSOR_KINDS = ("weights", "ema", "exp_avg", "exp_avg_sq")
 MANIFEST = "manifest.json"
+_POWER_FILE = re.compile(r"power-(.+)\.safetensors")
 _FOLDER_NAME = re.compile(r"step-(\d+)")
 
 logger = get_logger("checkpoint")
@@ -49,6 +53,7 @@ class TrainingState:
         step: steps done.
         optimizer_steps: updates that Adam's moments have seen.
         ema_updates: updates that the EMA has seen.
+        power_updates: updates that each power average has seen.
         skipped: steps without an update, because their gradient was refused.
         objective: what moves in the objective, such as lambda; {} = nothing.
         gradient_norms: that spikes are told by, oldest first; see `spikes.SpikeGuard`.
@@ -60,17 +65,24 @@ class TrainingState:
     skipped: int
     objective: Mapping[str, float | None] = field(default_factory=dict)
     gradient_norms: Sequence[float] = field(default_factory=list)
+    power_updates: int = 0
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint folder that verified."""
+    """A folder of a checkpoint, or of a snapshot, that verified."""
 
     path: Path
     state: TrainingState
 
+    @property
+    def power_widths(self) -> tuple[float, ...]:
+        """Relative widths of its power averages, rising."""
+        files = map(_POWER_FILE.fullmatch, manifest_files(self.path))
+        return tuple(sorted(float(match[1]) for match in files if match is not None))
+
     def tensors(self, kind: str) -> SavedTensors:
-        """Whole fp32 tensors by parameter name; ``kind`` is one of `TENSOR_KINDS`."""
+        """Whole tensors by parameter name; ``kind``: one of `TENSOR_KINDS`, or of `power_kind`."""
         return SavedTensors(self.path / f"{kind}.safetensors")
 
 
@@ -93,14 +105,26 @@ class SavedTensors(Mapping[str, "Tensor"]):
         return len(self._file.keys())
 
 
+def power_kind(width: float) -> str:
+    """The kind of tensors that the power average of a relative width is: its file's name."""
+    return f"power-{width!r}"
+
+
 def newest_checkpoint(folder: Path) -> Checkpoint | None:
     """The newest checkpoint in ``folder`` that verifies, or None; damaged ones are reported."""
-    for path in _checkpoint_paths(folder):
+    return next(whole_checkpoints(folder), None)
+
+
+def whole_checkpoints(folder: Path, until: int | None = None) -> Iterator[Checkpoint]:
+    """Those in ``folder``, up to a step, that verify, newest first; damaged ones are reported."""
+    for path in checkpoint_paths(folder):
+        if until is not None and (step_of(path.name) or 0) > until:
+            continue
         problem = find_damage(path)
         if problem is None:
-            return open_checkpoint(path)
-        logger.warning("%s is damaged and passed over: %s", path, problem)
-    return None
+            yield open_checkpoint(path)
+        else:
+            logger.warning("%s is damaged and passed over: %s", path, problem)
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -163,7 +187,7 @@ def temporary_folder(folder: Path, step: int) -> Path:
 
 
 def write_tensors(path: Path, kind: str, tensors: dict[str, Tensor]) -> None:
-    """Write one of `TENSOR_KINDS` into the temporary folder ``path`` and sync it to disk.
+    """Write one kind of tensors into the temporary folder ``path`` and sync it to disk.
 
     Raises:
         OSError: the disk is full or otherwise refuses.
@@ -179,8 +203,10 @@ def write_tensors(path: Path, kind: str, tensors: dict[str, Tensor]) -> None:
     _sync(file)
 
 
-def commit(temporary: Path, state: TrainingState, config_text: str, keep: int) -> Path:
+def commit(temporary: Path, state: TrainingState, config_text: str, keep: int | None) -> Path:
     """Turn a filled temporary folder into a checkpoint; older ones than ``keep`` are removed.
+
+    ``keep`` None removes none.
 
     Returns the checkpoint's folder.
     """
@@ -193,8 +219,8 @@ def commit(temporary: Path, state: TrainingState, config_text: str, keep: int) -
     }
     _write_synced(temporary / MANIFEST, json.dumps({"step": state.step, "files": files}, indent=1))
     final = publish(temporary)
-    committed = _checkpoint_paths(final.parent)  # newer ones were damaged and passed over
-    for old in committed[committed.index(final) + keep :]:
+    committed = checkpoint_paths(final.parent)  # newer ones were damaged and passed over
+    for old in committed[committed.index(final) + keep :] if keep is not None else ():
         try:
             _remove(old)
         except OSError as error:
@@ -220,7 +246,7 @@ def remove_leftovers(folder: Path) -> None:
             shutil.rmtree(path)
 
 
-def _checkpoint_paths(folder: Path) -> list[Path]:
+def checkpoint_paths(folder: Path) -> list[Path]:
     """Committed checkpoint folders, newest first."""
     paths = [path for path in folder.glob("step-*") if step_of(path.name) is not None]
     return sorted(paths, key=lambda path: step_of(path.name) or 0, reverse=True)

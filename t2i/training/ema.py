@@ -1,7 +1,7 @@
-"""Exponential moving average of the fp32 master weights, on each rank's own flat partition.
+"""Moving averages of the fp32 master weights, on each rank's own flat partition.
 
 The partitions are the ones that the optimizer updates, so averaging needs no communication and
-no second copy of the model per rank: it costs one fp32 partition.
+no second copy of the model per rank: it costs one fp32 partition each.
 """
 
 from __future__ import annotations
@@ -23,21 +23,26 @@ def decay_at(updates: int, limit: float) -> float:
 class EMA:
     """Average of flat fp32 partitions: ``average <- decay * average + (1 - decay) * master``."""
 
-    def __init__(self, masters: Sequence[Tensor], updates: int = 0) -> None:
+    def __init__(
+        self, masters: Sequence[Tensor], decay: Callable[[int], float], updates: int = 0
+    ) -> None:
         """Starts at the masters' present values.
 
         Args:
             masters: flat fp32 tensors, kept by reference.
+            decay: updates -> decay of the next one; such as `decay_at` of a limit, for an
+                exponential average, or `power_functions.power_decay` of a power.
             updates: updates that the average (to be filled in by the caller) has seen.
         """
         self.masters = list(masters)
         self.averages = [master.detach().clone() for master in masters]
+        self.decay = decay
         self.updates = updates
 
     @torch.no_grad()
-    def update(self, limit: float) -> None:
-        """One update after an optimizer step that was applied; ``limit``: see `decay_at`."""
-        decay = decay_at(self.updates, limit)
+    def update(self) -> None:
+        """One update after an optimizer step that was applied."""
+        decay = self.decay(self.updates)
         for average, master in zip(self.averages, self.masters, strict=True):
             average.lerp_(master, 1.0 - decay)
         self.updates += 1

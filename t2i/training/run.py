@@ -13,7 +13,7 @@ from torch import distributed as dist
 from t2i.batch import TrainingBatch
 from t2i.training import checkpoint
 from t2i.training.backbone import Backbone
-from t2i.training.checkpoint import Checkpoint
+from t2i.training.checkpoint import Checkpoint, power_kind
 from t2i.training.engine import MOMENTS
 from t2i.training.profiling import ProfileSteps
 from t2i.training.training_config import TrainingConfig
@@ -28,9 +28,11 @@ class Start:
         source: where the tensors come from, for messages.
         weights: None = the model's own random weights.
         ema: None = a copy of the weights.
+        power_averages: by relative width; {} = begun anew by the first update.
         moments: Adam's ``exp_avg`` and ``exp_avg_sq``, or None for a new optimizer.
         optimizer_steps: updates that the moments have seen.
         ema_updates: updates that the EMA has seen.
+        power_updates: updates that the power averages have seen.
         step: steps that this run has done.
         skipped: those of them without an update.
         objective: where the objective's state stands; {} = at its start.
@@ -40,9 +42,11 @@ class Start:
     source: str
     weights: Mapping[str, Tensor] | None = None
     ema: Mapping[str, Tensor] | None = None
+    power_averages: Mapping[float, Mapping[str, Tensor]] = field(default_factory=dict)
     moments: Mapping[str, Mapping[str, Tensor]] | None = None
     optimizer_steps: int = 0
     ema_updates: int = 0
+    power_updates: int = 0
     step: int = 0
     skipped: int = 0
     objective: Mapping[str, float | None] = field(default_factory=dict)
@@ -54,7 +58,7 @@ class Run:
     """Everything that a training run needs; `launch` puts it together.
 
     Attributes:
-        folder: receives config.yaml, metrics.jsonl, checkpoints/ and samples/.
+        folder: receives config.yaml, metrics.jsonl, checkpoints/, snapshots/ and samples/.
         backbone: the model, and where its conditions come from.
         batches: step -> this rank's micro-batches from that step on, in order.
         validation: this rank's held-out batches, equally many on each rank; may be empty.
@@ -97,12 +101,24 @@ def find_checkpoint(run_folder: Path, fetch_newer: FetchNewer | None = None) -> 
     return checkpoint.open_checkpoint(chosen[0]) if chosen[0] else None
 
 
-def resume(saved: Checkpoint) -> Start:
-    """Go on with the run that wrote ``saved``."""
+def resume(saved: Checkpoint, power_widths: Sequence[float]) -> Start:
+    """Go on with the run that wrote ``saved``; ``power_widths``: the config's power_averages.
+
+    Raises:
+        ValueError: the run has power averages of other widths.
+    """
     state = saved.state
+    if saved.power_widths != tuple(power_widths):
+        raise ValueError(
+            f"t2i.training.power_averages is {list(power_widths)}, but {saved.path} has "
+            f"{list(saved.power_widths)}, and such an average cannot start in the middle of a run; "
+            f"set it to {list(saved.power_widths)}, or start a new run in another folder"
+        )
     start = start_new_run(saved, with_moments=True)
     return replace(
         start,
+        power_averages={width: saved.tensors(power_kind(width)) for width in power_widths},
+        power_updates=state.power_updates,
         step=state.step,
         skipped=state.skipped,
         objective=state.objective,
@@ -111,7 +127,10 @@ def resume(saved: Checkpoint) -> Start:
 
 
 def start_new_run(saved: Checkpoint, with_moments: bool) -> Start:
-    """Start another run with the weights, the EMA and perhaps the optimizer of ``saved``."""
+    """Start another run with the weights, the EMA and perhaps the optimizer of ``saved``.
+
+    Its power averages begin anew.
+    """
     return Start(
         source=str(saved.path),
         weights=saved.tensors("weights"),
@@ -137,7 +156,9 @@ def with_new_scale_input(start: Start, model: nn.Module) -> Start:
         for kind, tensors in start.moments.items()
     }
     ema = None if start.ema is None else {**start.ema, **new}
-    return replace(start, weights={**start.weights, **new}, ema=ema, moments=moments)
+    powers = {width: {**tensors, **new} for width, tensors in start.power_averages.items()}
+    weights = {**start.weights, **new}
+    return replace(start, weights=weights, ema=ema, power_averages=powers, moments=moments)
 
 
 def _scale_input(model: nn.Module) -> dict[str, Tensor]:

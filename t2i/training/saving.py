@@ -1,12 +1,13 @@
-"""Writes a run's checkpoints: all processes gather, each writes its share, the first one commits."""
+"""Writes checkpoints and snapshots: all processes gather, each writes its share, the first commits."""
 
 from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 from torch import distributed as dist
 
@@ -19,8 +20,21 @@ from t2i.training.engine import MOMENTS, Engine
 logger = get_logger("train")
 
 
+# kind of tensors -> flat partitions, laid out as the masters
+Partitions = Mapping[str, Sequence[Tensor]]
+
+
+def training_partitions(engine: Engine, averages: Mapping[str, EMA]) -> Partitions:
+    """What a checkpoint holds: weights, each average under its kind, Adam's moments."""
+    return {
+        "weights": engine.masters,
+        **{kind: average.averages for kind, average in averages.items()},
+        **{kind: engine.moments(kind) for kind in MOMENTS},
+    }
+
+
 class Saver:
-    """Saves the state of an engine and its average; `save` is called by all processes together.
+    """Saves partitions of an engine by name; `save` is called by all processes together.
 
     Attributes:
         problem: why the last `save` wrote nothing; None when it did.
@@ -30,19 +44,23 @@ class Saver:
         self,
         folder: Path,
         engine: Engine,
-        ema: EMA,
+        partitions: Callable[[], Partitions],
         settings: str,
-        keep: int,
+        keep: int | None,
         minutes: float | None = None,
         on_checkpoint: Callable[[Path], None] | None = None,
+        dtype: torch.dtype = torch.float32,
+        what: str = "checkpoint",
     ) -> None:
-        """``folder`` receives ``step-N`` folders, of which the newest ``keep`` stay.
+        """``folder`` receives ``step-N`` folders, of which the newest ``keep`` (None: all) stay.
 
-        ``settings`` (YAML) is stored beside each. ``minutes`` after the last save the next one
-        `is_overdue`. ``on_checkpoint`` is called by the first process with each new folder.
+        ``partitions`` gives what to save, in ``dtype``. ``settings`` (YAML) is stored beside each.
+        ``minutes`` after the last save the next one `is_overdue`. ``on_checkpoint`` is called by the
+        first process with each new folder. ``what`` it is called in a message.
         """
-        self.folder, self.engine, self.ema = folder, engine, ema
+        self.folder, self.engine, self.partitions = folder, engine, partitions
         self.settings, self.keep, self.minutes = settings, keep, minutes
+        self.dtype, self.what = dtype, what
         self.on_checkpoint = on_checkpoint
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.problem: str | None = None
@@ -59,7 +77,7 @@ class Saver:
         return time.monotonic() - self._last_save >= 60 * self.minutes
 
     def save(self, state: TrainingState) -> bool:
-        """Write a checkpoint; False, with a logged reason, when the disk refused."""
+        """Write a folder of this step; False, with a logged reason, when the disk refused."""
         temporary = checkpoint.temporary_folder(self.folder, state.step)
         self.problem = (
             self._agree_on_problem(lambda: self._make_folder(temporary))
@@ -68,7 +86,8 @@ class Saver:
         )
         if self.rank == 0:
             if self.problem is not None:
-                logger.error("checkpoint of step %d not written: %s", state.step, self.problem)
+                line = "%s of step %d not written: %s"
+                logger.error(line, self.what, state.step, self.problem)
                 shutil.rmtree(temporary, ignore_errors=True)
             elif self.on_checkpoint is not None:
                 self.on_checkpoint(temporary.with_suffix(""))
@@ -82,16 +101,11 @@ class Saver:
 
     def _write_tensors(self, temporary: Path) -> None:
         """Every rank joins in gathering each kind of tensor; one rank keeps and writes it."""
-        partitions = {
-            "weights": self.engine.masters,
-            "ema": self.ema.averages,
-            **{kind: self.engine.moments(kind) for kind in MOMENTS},
-        }
-        assert set(partitions) == set(checkpoint.TENSOR_KINDS)
         mine: dict[str, dict[str, Tensor]] = {}
-        for number, (kind, flats) in enumerate(partitions.items()):
+        for number, (kind, flats) in enumerate(self.partitions().items()):
             is_mine = number % self.world_size == self.rank
-            gathered = {n: t.cpu() for n, t in self.engine.gather(flats) if is_mine}
+            whole = self.engine.gather(flats)
+            gathered = {n: t.to("cpu", self.dtype) for n, t in whole if is_mine}
             if is_mine:
                 mine[kind] = gathered
         for kind, tensors in mine.items():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 
 import torch
 import yaml
@@ -22,14 +23,15 @@ from t2i.models.storage import load_weights
 from t2i.training.averaged import AveragedCopy
 from t2i.training.backbone import compile_blocks
 from t2i.training.checkpoint import TrainingState
-from t2i.training.ema import EMA
+from t2i.training.ema import EMA, decay_at
 from t2i.training.engine import MOMENTS, Engine
 from t2i.training.metrics import LossSums, Window, memory_gb
 from t2i.training.moving_objectives import make_objective
+from t2i.training.power_averages import snapshot_saver, start_power_averages
 from t2i.training.profiling import Profile, communication_traced
 from t2i.training.reporter import Reporter
 from t2i.training.run import Run, Start
-from t2i.training.saving import Saver
+from t2i.training.saving import Saver, training_partitions
 from t2i.training.spikes import SkippedSteps, SpikeGuard
 from t2i.training.throughput import batch_flops, peak_tflops
 from t2i.training.validation import Validator
@@ -65,12 +67,15 @@ class Trainer:
         self.saver = Saver(
             run.folder / "checkpoints",
             self.engine,
-            self.ema,
+            lambda: training_partitions(self.engine, {"ema": self.ema, **self.power_averages}),
             run.settings,
             run.config.keep_checkpoints,
             run.config.checkpoint_minutes,
             run.on_checkpoint,
         )
+        self.snapshots: Saver | None = None
+        if run.config.snapshot_every:
+            self.snapshots = snapshot_saver(run, self.engine, self.power_averages)
         self.stop_wanted = False  # by a signal to this process
         self.stop_agreed = False  # by all processes, after the same step
         self.save_agreed = False  # likewise, because checkpoint_minutes have passed
@@ -119,7 +124,9 @@ class Trainer:
         self.engine = Engine(
             backbone.network, backbone.model, config, self.world_size, self.spikes.refuses
         )
-        self.ema = EMA(self.engine.masters, start.ema_updates)
+        decay = partial(decay_at, limit=config.ema_decay)
+        self.ema = EMA(self.engine.masters, decay, start.ema_updates)
+        self.power_averages = start_power_averages(self.engine, config.power_averages, start)
         self.validator = Validator(self.run, self.engine, self.ema, self.objective, average)
         if start.ema is not None:
             self.engine.scatter(self.ema.averages, start.ema)
@@ -172,6 +179,7 @@ class Trainer:
                     self._log(bar)
                     self.window = Window(self.run.device)
                 self._validate()
+                self._take_snapshot()
                 due = self._is_due(self.config.checkpoint_every)
                 if due or self.save_agreed or self.stop_agreed:
                     last_saved = self.step if self._save() else last_saved
@@ -201,7 +209,7 @@ class Trainer:
         self.window.communication_share = share()
 
     def _train_step(self, batches: Iterator[TrainingBatch]) -> None:
-        """One optimizer step: ``accumulation`` micro-batches, update, EMA."""
+        """One optimizer step: ``accumulation`` micro-batches, update, averages."""
         sums = LossSums(self.run.device)
         learning_rate = self.config.learning_rate_at(self.step)
         flops, num_replaced, keys = 0.0, 0, list[str]()
@@ -228,7 +236,8 @@ class Trainer:
         self.epoch = batch.epoch
         if self.engine.was_applied:
             with self._phase("update"):
-                self.ema.update(self.config.ema_decay)
+                for average in (self.ema, *self.power_averages.values()):
+                    average.update()
                 self.objective.end_step()
         with self._phase("agreement"):
             sums_2T, flops, num_replaced = self._agree(sums.sums_2T, flops, num_replaced)
@@ -312,17 +321,29 @@ class Trainer:
             with self._phase("validation"):
                 self.validator.sample(self.step, self.reporter)
 
+    def _take_snapshot(self) -> None:
+        """Before the checkpoint of the same step, so that a run goes on with no snapshot left out.
+
+        One that cannot be written is no reason to stop.
+        """
+        if self.snapshots is not None and self._is_due(self.config.snapshot_every):
+            with self._phase("saving"):
+                self.snapshots.save(self._state())
+
     def _save(self) -> bool:
-        state = TrainingState(
+        with self._phase("saving"):
+            return self.saver.save(self._state())
+
+    def _state(self) -> TrainingState:
+        return TrainingState(
             self.step,
             self.engine.optimizer_steps,
             self.ema.updates,
             self.skipped.count,
             self.objective.state,
             self.spikes.norms,
+            max((average.updates for average in self.power_averages.values()), default=0),
         )
-        with self._phase("saving"):
-            return self.saver.save(state)
 
     def _request_stop(self, *_: object) -> None:
         self.stop_wanted = True

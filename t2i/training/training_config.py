@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from itertools import pairwise
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -11,6 +12,9 @@ from t2i.flow import TimestepConfig
 from t2i.models.routes import RoutingDraw
 from t2i.training.masked_config import BalancedWeight, MaskedConfig
 from t2i.training.objective_config import FlowMatchingConfig, ObjectiveConfig
+
+# Relative widths of averages of the weights: at 1 / sqrt(12) all updates weigh the same.
+LARGEST_WIDTH = 0.28
 
 
 class TrainingConfig(Section):
@@ -26,6 +30,12 @@ class TrainingConfig(Section):
     weight_decay: float = Field(default=0.0, ge=0)
     gradient_clipping: float = Field(default=1.0, gt=0)
     ema_decay: float = Field(default=0.9999, ge=0, lt=1, description="limit; see ema.decay_at")
+    power_averages: tuple[Annotated[float, Field(gt=0, lt=LARGEST_WIDTH)], ...] = Field(
+        default=(),
+        max_length=4,
+        description="relative widths of more averages, by power functions, rising, e.g. [0.05, 0.1]: "
+        "out of their snapshots t2i.export makes the average of any width; see power_functions",
+    )
 
     # Batch: global_batch = micro_batch x gradient accumulation x processes.
     global_batch: int = Field(default=3_072, ge=1)
@@ -59,6 +69,11 @@ class TrainingConfig(Section):
         default=None, gt=0, description="also this long after the last checkpoint; None = off"
     )
     keep_checkpoints: int = Field(default=3, ge=1)
+    snapshot_every: int = Field(
+        default=0,
+        ge=0,
+        description="steps between snapshots of power_averages, in float16, all kept; 0 = none",
+    )
     log_every: int = Field(default=10, ge=1)
     communication_every: int = Field(
         default=1_000, ge=0, description="steps between traces of communication; 0 = none"
@@ -81,6 +96,18 @@ class TrainingConfig(Section):
         if self.global_batch % self.micro_batch:
             raise ValueError(
                 f"global_batch {self.global_batch} is not a multiple of micro_batch {self.micro_batch}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _power_averages_rise_and_snapshots_have_some(self) -> TrainingConfig:
+        widths = list(self.power_averages)
+        if any(narrow >= wide for narrow, wide in pairwise(widths)):
+            raise ValueError(f"power_averages {widths} must rise; write {sorted({*widths})}")
+        if self.snapshot_every and not widths:
+            raise ValueError(
+                f"snapshot_every {self.snapshot_every} has nothing to write without power_averages; "
+                "set power_averages, say to [0.05, 0.1], or snapshot_every to 0"
             )
         return self
 

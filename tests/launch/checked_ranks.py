@@ -51,6 +51,10 @@ CASES: dict[str, Callable[[], dict[str, Any]]] = {
     "no s3": lambda: with_data("s3://bucket/latents"),
     "little disk": lambda: {"launch": LaunchConfig(min_free_disk_gb=1e9)},
     "big checkpoints": lambda: {"num_parameters": 10**15},
+    "many snapshots": lambda: {
+        "num_parameters": 10**9,
+        "training": TrainingConfig(power_averages=(0.05, 0.1), snapshot_every=100),
+    },
     "little disk that is allowed": lambda: {
         "launch": LaunchConfig(min_free_disk_gb=1e9, little_disk="warn")
     },

@@ -65,6 +65,10 @@ def test_nothing_is_said_when_all_is_well(outcomes: list[dict[str, Any]], folder
         ("no data on one node", ("rank 1 (", "nothing cannot be read", "where all nodes see it")),
         ("no s3", ("rank 0 (", "s3://bucket/latents cannot be read", "credentials", "(and 1 more")),
         ("little disk", ("launch.train.min_free_disk_gb", "GB free", "little_disk to warn")),
+        (
+            "many snapshots",
+            ("checkpoints of 24.0 GB each and 16000.0 GB of snapshots ask", "raise snapshot_every"),
+        ),
         ("big checkpoints", ("checkpoints of 16000000.0 GB each", "keep_checkpoints")),
     ],
 )

@@ -109,7 +109,7 @@ def test_the_trainer_takes_each_sample_once(
     taken: list[tuple[Any, ...]] = []
     for stop in [*sorted(random.Random(0).sample(range(1, STEPS), 3)), STEPS]:
         saved = find_checkpoint(Path(stage.folder))
-        start = resume(saved) if saved else fresh_start(1, stage)
+        start = resume(saved, ()) if saved else fresh_start(1, stage)
         training = settings.training.model_copy(update={"steps": stop})
         run = build_run(1, stage, training, settings.loader, settings, start, device)
 

@@ -53,7 +53,7 @@ def test_parts_of_memory_sum_to_the_peak() -> None:
     for job in (*jobs(64), imagenet("mg", num_gpus=64)):
         for zero_stage in ZERO_STAGES:
             row = memory(job, zero_stage, True)
-            parts = (row.weights, row.optimizer, row.ema, row.gradients, row.bucket)
+            parts = (row.weights, row.optimizer, row.averages, row.gradients, row.bucket)
             parts += (row.activations, row.text_encoder, row.teacher, row.reserve)
             assert row.total == sum(parts)
             assert row.fits == (row.total <= GPUS["h200"].memory_gib * GIB)
@@ -62,7 +62,7 @@ def test_parts_of_memory_sum_to_the_peak() -> None:
 def test_states_of_the_full_model_on_one_gpu_are_45_gigabytes() -> None:
     (job, _) = jobs(1)
     row = memory(job, 2, True)
-    assert row.weights + row.optimizer + row.ema == pytest.approx(45.5e9, rel=0.02)
+    assert row.weights + row.optimizer + row.averages == pytest.approx(45.5e9, rel=0.02)
 
 
 def test_larger_batches_and_resolutions_need_more() -> None:
@@ -102,7 +102,21 @@ def test_it_is_printed_and_written(tmp_path: Path, capsys: pytest.CaptureFixture
     figures = json.loads((tmp_path / "plan.json").read_text())
     assert figures["planned"] is True
     assert len(figures["stages"]) == 2
-    assert figures["checkpoint_bytes"] == 16 * figures["num_parameters"]
+    for stage in figures["stages"]:
+        assert stage["checkpoint_bytes"] == 16 * figures["num_parameters"]
+        assert stage["snapshots_bytes"] == 0
+
+
+def test_power_averages_and_their_snapshots_take_room(capsys: pytest.CaptureFixture[str]) -> None:
+    """A GPU's share of two fp32 averages; two float16 ones in each of 50 snapshots of stage 1."""
+    averages = ("t2i.training.power_averages=[0.05, 0.1]", "t2i.training.snapshot_every=8000")
+    plain, tracked = (memory(found[0], 2, False) for found in (jobs(64), jobs(64, *averages)))
+    assert tracked.averages == 3 * plain.averages
+    assert tracked.total - plain.total == 2 * plain.averages
+    flags = [part for override in averages for part in ("--set", override)]
+    assert main(["--gpus", "64", "--config", str(FULL), *flags]) == 0
+    printed = capsys.readouterr().out
+    assert "A checkpoint of stage 1: 60.6 GB; 3 kept: 182 GB; all snapshots: 505 GB" in printed
 
 
 @pytest.mark.parametrize("name", IMAGENET)

@@ -13,6 +13,7 @@ import json
 import sys
 import weakref
 from collections.abc import Container
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from t2i.flow import TimestepConfig
 from t2i.models.tr_dit import TRDiT
 from t2i.models.tr_dit_config import TRDiTConfig
 from t2i.training.backbone import text_backbone
-from t2i.training.ema import EMA
+from t2i.training.ema import EMA, decay_at
 from t2i.training.engine import Engine, start_processes, stop_processes
 from t2i.training.objectives import FlowMatching
 from t2i.training.training_config import TrainingConfig
@@ -103,14 +104,14 @@ def measure(zero_stage: int, precision: str) -> dict[str, int]:
     model = TRDiT(MODEL)
     network = text_backbone(model, lambda captions: text, torch.device("cpu")).network
     engine = Engine(network, model, config, world_size)
-    ema = EMA(engine.masters)
+    ema = EMA(engine.masters, partial(decay_at, limit=0.99))
 
     def step() -> None:
         for _ in range(ACCUMULATION):
             losses = objective.training_loss(engine.network, batch, text)
             engine.backward(losses.loss_B.mean())
             engine.step(1e-4)
-        ema.update(0.99)
+        ema.update()
 
     step()  # DeepSpeed makes some of its buffers in the first
     now = held()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -12,7 +14,7 @@ from t2i.training.ema import EMA, averaged_network, decay_at
 def test_the_average_equals_its_formula() -> None:
     generator = torch.Generator().manual_seed(0)
     masters = [torch.randn(7, generator=generator), torch.randn(3, generator=generator)]
-    ema = EMA(masters)
+    ema = EMA(masters, partial(decay_at, limit=0.8))
     expected = [master.double() for master in masters]
     for step in range(20):
         for master in masters:
@@ -21,7 +23,7 @@ def test_the_average_equals_its_formula() -> None:
         expected = [
             decay * e + (1 - decay) * m.double() for e, m in zip(expected, masters, strict=True)
         ]
-        ema.update(limit=0.8)
+        ema.update()
     for average, reference in zip(ema.averages, expected, strict=True):
         torch.testing.assert_close(average.double(), reference, rtol=1e-5, atol=1e-6)
     assert ema.updates == 20
@@ -35,9 +37,9 @@ def test_the_decay_rises_to_its_limit() -> None:
 
 
 def test_an_inherited_average_is_not_forgotten() -> None:
-    ema = EMA([torch.zeros(2)], updates=100_000)
+    ema = EMA([torch.zeros(2)], partial(decay_at, limit=0.99), updates=100_000)
     ema.masters[0].fill_(1.0)
-    ema.update(limit=0.99)
+    ema.update()
     torch.testing.assert_close(ema.averages[0], torch.full((2,), 0.01))
 
 
@@ -49,14 +51,14 @@ def make_network() -> nn.Module:
 def test_the_averaged_network_is_a_copy_that_holds_the_averages() -> None:
     network, copy = make_network(), make_network()
     masters = list(network.parameters())
-    ema = EMA(masters)
+    ema = EMA(masters, lambda updates: 0.5)
     names = [name for name, _ in network.named_parameters()]
     teacher = averaged_network(network, dict(zip(names, ema.averages, strict=True)))
     x = torch.randn(5, 3, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         for master in masters:
             master += 1.0
-        ema.update(limit=0.5)
+        ema.update()
         for parameter, average in zip(copy.parameters(), ema.averages, strict=True):
             parameter.copy_(average)
     assert torch.equal(teacher(x), copy(x)), "averages written later take effect"

@@ -63,7 +63,7 @@ def test_what_zero_shards_falls_with_the_number_of_processes() -> None:
     sizes = parameter_sizes(TRDiTConfig())
     one, eight = (state_bytes(sizes, 2, "bf16", processes) for processes in (1, 8))
     assert one.weights == eight.weights == 2 * sum(sizes)
-    for part in ("optimizer", "ema", "gradients"):
+    for part in ("optimizer", "averages", "gradients"):
         assert getattr(one, part) == pytest.approx(8 * getattr(eight, part), rel=1e-5)
     # what SPEC's 45 GB of TR-DiT-2.5B are: 18 bytes for each parameter
     assert one.held == 18 * sum(sizes)

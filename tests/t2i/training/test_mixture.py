@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ from t2i.models.layers import TimeEmbedding, add_scale
 from t2i.models.routing import draw_keep_ids
 from t2i.sampling.solvers import integrate, time_grid
 from t2i.training.conditions import ContrastedConditions
-from t2i.training.ema import EMA, averaged_network
+from t2i.training.ema import EMA, averaged_network, decay_at
 from t2i.training.model_guidance import ModelGuidance
 from t2i.training.model_guidance_config import ModelGuidanceConfig, ScaleInterval
 from t2i.training.objectives import FlowMatching
@@ -157,7 +158,7 @@ LossOf = Callable[[Trained, TrainingBatch, Tensor, Tensor], Tensor]
 def train(net: MixtureNet, loss_of: LossOf, start: int, stop: int, rate: float) -> Trained:
     """Adam with a cosine decay; averages with a memory of 100 steps, which also teach."""
     optimizer = torch.optim.Adam(net.parameters())
-    ema = EMA(list(net.parameters()))
+    ema = EMA(list(net.parameters()), partial(decay_at, limit=0.99))
     names = [name for name, _ in net.named_parameters()]
     trained = Trained(net, averaged_network(net, dict(zip(names, ema.averages, strict=True))))
     for batch, labels, dropped in training_batches(start, stop):
@@ -168,7 +169,7 @@ def train(net: MixtureNet, loss_of: LossOf, start: int, stop: int, rate: float) 
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        ema.update(limit=0.99)
+        ema.update()
     return trained
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from t2i.training.checkpoint import MANIFEST, TENSOR_KINDS, newest_checkpoint
+from t2i.training.checkpoint import MANIFEST, TENSOR_KINDS, newest_checkpoint, power_kind
 
 TINY_RUN = Path(__file__).with_name("tiny_run.py")
 REPO = Path(__file__).resolve().parents[3]
@@ -29,6 +29,7 @@ ZERO_STAGES = (1, 2, 3)
 JOURNEYS = {"same-1": (1, 1, 1), "same-2": (2, 2, 2), "same-3": (3, 3, 3), "mixed": (1, 3, 2)}
 # Adam turns rounding errors of tiny gradients into a share of the learning rate, here 1e-2.
 ROUNDING = 1e-3
+POWER_KINDS = (power_kind(0.05), power_kind(0.1))  # of tiny_run
 # Losses after a few steps of bf16, where another order of adding changes more: 1e-4 was seen.
 BF16_ROUNDING = 2e-3
 
@@ -52,12 +53,21 @@ def train_alone(folder: Path, stop_at: int, zero: int, precision: str) -> None:
 
 
 def hashes(run: Path) -> dict[str, str]:
-    """SHA-256 of all that the newest checkpoint holds: tensors and position."""
+    """SHA-256 of all that the newest checkpoint and each snapshot hold: tensors and position."""
     saved = newest_checkpoint(run / "checkpoints")  # verifies them
     assert saved is not None
     files = json.loads((saved.path / MANIFEST).read_text())["files"]
-    assert {f"{kind}.safetensors" for kind in TENSOR_KINDS} < set(files)
-    return {name: file["sha256"] for name, file in files.items()}
+    assert {f"{kind}.safetensors" for kind in (*TENSOR_KINDS, *POWER_KINDS)} < set(files)
+    snapshots = {
+        path.name: json.loads((path / MANIFEST).read_text())["files"]
+        for path in (run / "snapshots").iterdir()
+    }
+    assert sorted(snapshots) == [f"step-{step:08d}" for step in (2, 4, STEPS)]
+    return {
+        f"{folder}/{name}": file["sha256"]
+        for folder, content in (("newest", files), *snapshots.items())
+        for name, file in content.items()
+    }
 
 
 def losses(run: Path) -> list[float]:
@@ -79,7 +89,7 @@ def largest_difference(first: Path, second: Path) -> float:
     assert norms == pytest.approx(other.state.gradient_norms, rel=1e-5)
     assert replace(found.state, gradient_norms=[]) == replace(other.state, gradient_norms=[])
     differences = []
-    for kind in TENSOR_KINDS:
+    for kind in (*TENSOR_KINDS, *POWER_KINDS):
         left, right = (load_file(s.path / f"{kind}.safetensors") for s in (found, other))
         assert left.keys() == right.keys()
         differences += [float((left[name] - right[name]).abs().max()) for name in left]

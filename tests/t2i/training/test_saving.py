@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from t2i.training.checkpoint import TENSOR_KINDS, newest_checkpoint
+from t2i.training.checkpoint import MANIFEST, TENSOR_KINDS, newest_checkpoint, whole_checkpoints
 
 HERE = Path(__file__).parent
 REPO = HERE.parents[2]
@@ -73,6 +73,9 @@ def test_two_processes_agree_when_to_save_and_survive_what_keeps_one_from_it(
     for step in (2, 3):
         assert f"checkpoint of step {step} not written: {tmp_path}" in log
     assert "File too large" in log
+    assert f"snapshot of step 2 not written: {tmp_path}" in log
+    snapshots = sorted(path.name for path in (tmp_path / "full" / "snapshots").iterdir())
+    assert snapshots == ["step-00000004", "step-00000006"]
     kept = sorted(path.name for path in (tmp_path / "full" / "checkpoints").iterdir())
     assert kept == ["step-00000005", "step-00000006"]
     assert step_of(tmp_path / "full") == 6
@@ -91,3 +94,11 @@ def test_a_run_that_is_killed_at_random_goes_on_to_the_same_bits(tmp_path: Path)
     steps = [int(text) for text in done.stdout.rpartition(": ")[2].split()]
     assert steps == sorted(set(steps)), "each life did more than the one before"
     assert_same_bits(tmp_path / "straight", tmp_path / "killed")
+    left, right = (
+        [(snapshot.state, (snapshot.path / MANIFEST).read_text()) for snapshot in snapshots]
+        for snapshots in (
+            whole_checkpoints(tmp_path / run / "snapshots") for run in ("straight", "killed")
+        )
+    )
+    assert [state.step for state, _ in left] == [10, 8, 6, 4, 2]
+    assert left == right

@@ -35,6 +35,17 @@ def test_a_draw_of_tokens_that_is_never_made_is_refused() -> None:
         TrainingConfig(routing_draw="bernoulli", gamma=0)
 
 
+def test_power_averages_that_cannot_be_are_refused() -> None:
+    assert TrainingConfig(power_averages=(0.05, 0.1)).snapshot_every == 0
+    for widths in ((0.0,), (0.28,), (0.01, 0.02, 0.03, 0.04, 0.05)):
+        with pytest.raises(ValidationError, match=r"power_averages(\.0)?\n"):
+            TrainingConfig(power_averages=widths)
+    with pytest.raises(ValidationError, match=r"must rise; write \[0\.05, 0\.1\]"):
+        TrainingConfig(power_averages=(0.1, 0.05, 0.1))
+    with pytest.raises(ValidationError, match="snapshot_every 10 has nothing to write"):
+        TrainingConfig(snapshot_every=10)
+
+
 def test_the_learning_rate_warms_up_and_stays() -> None:
     config = TrainingConfig(learning_rate=1.0, warmup_steps=4)
     assert [config.learning_rate_at(step) for step in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]

@@ -173,30 +173,33 @@ def make_run(
     model, objective = KINDS[kind]
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     saved = find_checkpoint(folder)
+    config = TrainingConfig.model_validate(
+        {
+            "steps": steps,
+            "learning_rate": 1e-2,
+            "warmup_steps": 3,
+            "global_batch": GLOBAL_BATCH,
+            "micro_batch": size,
+            "zero_stage": zero_stage,
+            "precision": precision,
+            "checkpoint_every": 100,
+            "validate_every": 100,
+            "log_every": 1,
+            "communication_every": 4,
+            "power_averages": (0.05, 0.1),
+            "snapshot_every": 2,
+            "objective": objective,
+            **settings,
+        }
+    )
     return Run(
         name=folder.name,
         folder=folder,
-        config=TrainingConfig.model_validate(
-            {
-                "steps": steps,
-                "learning_rate": 1e-2,
-                "warmup_steps": 3,
-                "global_batch": GLOBAL_BATCH,
-                "micro_batch": size,
-                "zero_stage": zero_stage,
-                "precision": precision,
-                "checkpoint_every": 100,
-                "validate_every": 100,
-                "log_every": 1,
-                "communication_every": 4,
-                "objective": objective,
-                **settings,
-            }
-        ),
+        config=config,
         backbone=make_backbone(model, scale_input=objective is SCALED),
         batches=make_batches(rank, world_size, size, stop_at),
         validation=[micro_batch(1000, 2 * rank, 2)],
-        start=resume(saved) if saved else Start(source="random weights"),
+        start=resume(saved, config.power_averages) if saved else Start(source="random weights"),
         settings="",
         device=torch.device("cpu"),
     )
