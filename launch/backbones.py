@@ -12,8 +12,12 @@ from t2i.encoders.text_config import TextEncoderConfig
 from t2i.models.mask_dit_config import MaskDiTConfig
 from t2i.models.sit_config import SiTConfig
 from t2i.models.tr_dit_config import TRDiTConfig
-from t2i.training.masked_config import MaskedConfig
-from t2i.training.model_guidance_config import AutoScale, ModelGuidanceConfig, check_scale_input
+from t2i.training.objectives.masked_config import MaskedConfig
+from t2i.training.objectives.model_guidance_config import (
+    AutoScale,
+    ModelGuidanceConfig,
+    check_scale_input,
+)
 from t2i.training.training_config import TrainingConfig
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from t2i.models.macs import Backbone, forward_macs, training_flops
 from t2i.models.parameters import parameter_sizes
 from t2i.models.tr_dit_config import TRDiTConfig
 from t2i.training.memory import state_bytes, teacher_bytes
-from t2i.training.model_guidance_config import ModelGuidanceConfig
-from t2i.training.other_forwards import other_forwards, sample_flops, share_of_steps
+from t2i.training.objectives.model_guidance_config import ModelGuidanceConfig
+from t2i.training.objectives.other_forwards import other_forwards, sample_flops, share_of_steps
 from t2i.training.training_config import TrainingConfig, largest_divisor
 
 GIB = 2**30

@@ -15,7 +15,7 @@ from t2i.training.training_config import TrainingConfig
 
 if TYPE_CHECKING:
     from t2i.encoders.text import TextEncoder
-    from t2i.training.validation_samples import ValidationSamples
+    from t2i.training.monitoring.validation_samples import ValidationSamples
 
 
 def check_samples(sections: BackboneSections, training: TrainingConfig) -> None:
@@ -69,7 +69,7 @@ def build_samples(
     if training.sample_every == 0:
         return None
     from t2i.encoders.vae import load_vae
-    from t2i.training.validation_samples import ValidationSamples
+    from t2i.training.monitoring.validation_samples import ValidationSamples
 
     vae = load_vae(vae_config)
     height, width = stage.validation_size

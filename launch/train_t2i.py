@@ -54,7 +54,7 @@ from t2i.config import (
 )
 from t2i.console import run_command
 from t2i.encoders.vae_config import VAEConfig
-from t2i.training.profiling import ProfileSteps, parse_profile_steps
+from t2i.training.monitoring.profiling import ProfileSteps, parse_profile_steps
 from t2i.training.training_config import TrainingConfig, largest_divisor
 
 if TYPE_CHECKING:

@@ -16,11 +16,11 @@ from t2i.encoders.text_config import TextEncoderConfig
 from t2i.models.macs import training_flops
 from t2i.models.tr_dit import TRDiT
 from t2i.models.tr_dit_config import TRDiTConfig
+from t2i.training.averages.ema import EMA, decay_at
 from t2i.training.backbone import text_backbone
-from t2i.training.ema import EMA, decay_at
 from t2i.training.engine import Engine
-from t2i.training.objective_config import FlowMatchingConfig
-from t2i.training.objectives import FlowMatching
+from t2i.training.objectives.config import FlowMatchingConfig
+from t2i.training.objectives.flow_matching import FlowMatching
 from t2i.training.training_config import TrainingConfig
 
 if TYPE_CHECKING:

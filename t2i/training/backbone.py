@@ -54,7 +54,7 @@ class Backbone:
 
     Attributes:
         model: with fp32 weights, on the CPU; its parameter names are those of checkpoints.
-        network: an `objectives.Network` that runs it; holds no other parameters.
+        network: a `flow_matching.Network` that runs it; holds no other parameters.
         patch_size: of the model.
         conditioner: gives the conditions that ``network`` takes.
         takes_scale: whether ``network`` takes ``guidance_scale_B``, (B,) float32.

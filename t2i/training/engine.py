@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from t2i.training.monitoring.watchdog import COLLECTIVES_MARGIN_MINUTES
 from t2i.training.training_config import TrainingConfig
-from t2i.training.watchdog import COLLECTIVES_MARGIN_MINUTES
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from t2i.training.model_guidance_config import ModelGuidanceConfig
+from t2i.training.objectives.model_guidance_config import ModelGuidanceConfig
 from t2i.training.training_config import TrainingConfig
 
 FP32 = 4

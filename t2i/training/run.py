@@ -15,9 +15,9 @@ from t2i.training import checkpoint
 from t2i.training.backbone import Backbone
 from t2i.training.checkpoint import Checkpoint, power_kind
 from t2i.training.engine import MOMENTS
-from t2i.training.profiling import ProfileSteps
+from t2i.training.monitoring.profiling import ProfileSteps
+from t2i.training.monitoring.validation_samples import ValidationSamples
 from t2i.training.training_config import TrainingConfig
-from t2i.training.validation_samples import ValidationSamples
 
 
 @dataclass(frozen=True)

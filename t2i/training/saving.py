@@ -13,8 +13,8 @@ from torch import distributed as dist
 
 from t2i.console import get_logger
 from t2i.training import checkpoint
+from t2i.training.averages.ema import EMA
 from t2i.training.checkpoint import TrainingState
-from t2i.training.ema import EMA
 from t2i.training.engine import MOMENTS, Engine
 
 logger = get_logger("train")

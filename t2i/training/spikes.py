@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from t2i.console import MetricsFile, get_logger
-from t2i.training.reporter import drop_lines_after
+from t2i.training.monitoring.reporter import drop_lines_after
 
 logger = get_logger("train")
 

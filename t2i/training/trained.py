@@ -61,7 +61,7 @@ def find_average(run: Path, width: float, step: int | None = None) -> Trained:
         FileNotFoundError: no snapshot that verifies.
         ValueError: none of this step; snapshots that do not fit together, or do not give the width.
     """
-    from t2i.training.post_hoc import Reconstruction, find_snapshots
+    from t2i.training.averages.post_hoc import Reconstruction, find_snapshots
 
     average = Reconstruction(find_snapshots(run, step), width)
     last = average.snapshots[-1]

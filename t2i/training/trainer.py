@@ -20,22 +20,22 @@ from torch import distributed as dist
 from t2i.batch import TrainingBatch
 from t2i.console import Progress, get_logger, progress
 from t2i.models.storage import load_weights
-from t2i.training.averaged import AveragedCopy
+from t2i.training.averages.averaged_copy import AveragedCopy
+from t2i.training.averages.ema import EMA, decay_at
+from t2i.training.averages.power_averages import snapshot_saver, start_power_averages
 from t2i.training.backbone import compile_blocks
 from t2i.training.checkpoint import TrainingState
-from t2i.training.ema import EMA, decay_at
 from t2i.training.engine import MOMENTS, Engine
-from t2i.training.metrics import LossSums, Window, memory_gb
-from t2i.training.moving_objectives import make_objective
-from t2i.training.power_averages import snapshot_saver, start_power_averages
-from t2i.training.profiling import Profile, communication_traced
-from t2i.training.reporter import Reporter
+from t2i.training.monitoring.metrics import LossSums, Window, memory_gb
+from t2i.training.monitoring.profiling import Profile, communication_traced
+from t2i.training.monitoring.reporter import Reporter
+from t2i.training.monitoring.throughput import batch_flops, peak_tflops
+from t2i.training.monitoring.validation import Validator
+from t2i.training.monitoring.watchdog import Watchdog
+from t2i.training.objectives.moving import make_objective
 from t2i.training.run import Run, Start
 from t2i.training.saving import Saver, training_partitions
 from t2i.training.spikes import SkippedSteps, SpikeGuard
-from t2i.training.throughput import batch_flops, peak_tflops
-from t2i.training.validation import Validator
-from t2i.training.watchdog import Watchdog
 
 logger = get_logger("train")
 

@@ -10,8 +10,8 @@ from pydantic import Field, model_validator
 from t2i.config import Section
 from t2i.flow import TimestepConfig
 from t2i.models.routes import RoutingDraw
-from t2i.training.masked_config import BalancedWeight, MaskedConfig
-from t2i.training.objective_config import FlowMatchingConfig, ObjectiveConfig
+from t2i.training.objectives.config import FlowMatchingConfig, ObjectiveConfig
+from t2i.training.objectives.masked_config import BalancedWeight, MaskedConfig
 
 # Relative widths of averages of the weights: at 1 / sqrt(12) all updates weigh the same.
 LARGEST_WIDTH = 0.28

@@ -16,8 +16,8 @@ from launch.train_t2i import fresh_start, main
 from t2i.config import ConfigError
 from t2i.flow import TimestepConfig
 from t2i.training import checkpoint
-from t2i.training.model_guidance_config import ModelGuidanceConfig
-from t2i.training.objective_config import FlowMatchingConfig
+from t2i.training.objectives.config import FlowMatchingConfig
+from t2i.training.objectives.model_guidance_config import ModelGuidanceConfig
 from t2i.training.training_config import TrainingConfig
 
 SCRIPT = Path(__file__).resolve().parents[2] / "launch" / "train_t2i.py"

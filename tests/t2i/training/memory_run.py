@@ -26,10 +26,10 @@ from t2i.encoders.text import TextStates
 from t2i.flow import TimestepConfig
 from t2i.models.tr_dit import TRDiT
 from t2i.models.tr_dit_config import TRDiTConfig
+from t2i.training.averages.ema import EMA, decay_at
 from t2i.training.backbone import text_backbone
-from t2i.training.ema import EMA, decay_at
 from t2i.training.engine import Engine, start_processes, stop_processes
-from t2i.training.objectives import FlowMatching
+from t2i.training.objectives.flow_matching import FlowMatching
 from t2i.training.training_config import TrainingConfig
 
 MODEL = TRDiTConfig(

@@ -19,9 +19,9 @@ from t2i.encoders.vae import load_vae
 from t2i.encoders.vae_config import VAEConfig
 from t2i.guidance.methods import make_guidance
 from t2i.training.engine import start_processes, stop_processes
+from t2i.training.monitoring.validation_samples import ValidationSamples
 from t2i.training.run import Run
 from t2i.training.trainer import train
-from t2i.training.validation_samples import ValidationSamples
 
 TINY = runpy.run_path(str(Path(__file__).with_name("tiny_run.py")))
 METHODS = {name: make_guidance(name, {}) for name in ("none", "cfg", "sg")}

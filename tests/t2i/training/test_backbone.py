@@ -13,12 +13,12 @@ from t2i.encoders.text import TextStates
 from t2i.flow import TimestepConfig
 from t2i.models.tr_dit import TRDiT
 from t2i.models.tr_dit_config import TRDiTConfig
+from t2i.training.averages.ema import averaged_network
 from t2i.training.backbone import LabelConditioner, TextConditioned, TextConditioner
 from t2i.training.conditions import ContrastedConditions, repeat
-from t2i.training.ema import averaged_network
-from t2i.training.model_guidance import ModelGuidance
-from t2i.training.model_guidance_config import ModelGuidanceConfig
-from t2i.training.objectives import FlowMatching
+from t2i.training.objectives.flow_matching import FlowMatching
+from t2i.training.objectives.model_guidance import ModelGuidance
+from t2i.training.objectives.model_guidance_config import ModelGuidanceConfig
 
 CPU = torch.device("cpu")
 CAPTIONS = tuple(f"caption {number}" for number in range(6))

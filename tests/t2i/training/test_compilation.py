@@ -14,7 +14,7 @@ from t2i.batch import TrainingBatch
 from t2i.flow import TimestepConfig
 from t2i.training.backbone import Backbone, compile_blocks
 from t2i.training.conditions import Condition
-from t2i.training.objectives import FlowMatching
+from t2i.training.objectives.flow_matching import FlowMatching
 from t2i.training.training_config import TrainingConfig
 
 TINY = runpy.run_path(str(Path(__file__).with_name("tiny_run.py")))

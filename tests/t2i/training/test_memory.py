@@ -18,7 +18,7 @@ from t2i.models.kernels import Kernels
 from t2i.models.parameters import parameter_sizes
 from t2i.models.tr_dit_config import TRDiTConfig
 from t2i.training.memory import state_bytes, teacher_bytes
-from t2i.training.moving_objectives import MovingGuidance, make_objective
+from t2i.training.objectives.moving import MovingGuidance, make_objective
 from t2i.training.training_config import TrainingConfig
 
 REPO = Path(__file__).resolve().parents[3]

@@ -27,11 +27,11 @@ from t2i.flow import TimestepConfig
 from t2i.models.layers import TimeEmbedding, add_scale
 from t2i.models.routing import draw_keep_ids
 from t2i.sampling.solvers import integrate, time_grid
+from t2i.training.averages.ema import EMA, averaged_network, decay_at
 from t2i.training.conditions import ContrastedConditions
-from t2i.training.ema import EMA, averaged_network, decay_at
-from t2i.training.model_guidance import ModelGuidance
-from t2i.training.model_guidance_config import ModelGuidanceConfig, ScaleInterval
-from t2i.training.objectives import FlowMatching
+from t2i.training.objectives.flow_matching import FlowMatching
+from t2i.training.objectives.model_guidance import ModelGuidance
+from t2i.training.objectives.model_guidance_config import ModelGuidanceConfig, ScaleInterval
 
 MEANS = torch.tensor([[[-0.8, -0.8], [0.8, 0.8]], [[-0.8, 0.8], [0.8, -0.8]]])  # class, which, C
 STD = 0.4

@@ -18,15 +18,15 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from t2i.pipeline import TextToImagePipeline
-from t2i.training.averaged import AveragedCopy
+from t2i.training.averages.averaged_copy import AveragedCopy
 from t2i.training.checkpoint import TENSOR_KINDS, newest_checkpoint
-from t2i.training.moving_objectives import make_objective
+from t2i.training.monitoring.validation import validation_loss
+from t2i.training.monitoring.validation_samples import write_samples
+from t2i.training.objectives.moving import make_objective
 from t2i.training.run import Run
 from t2i.training.trainer import train
-from t2i.training.validation import validation_loss
-from t2i.training.validation_samples import write_samples
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parents[1]
 REPO = HERE.parents[2]
 SAMPLED = runpy.run_path(str(HERE / "sampled_run.py"))
 TINY = SAMPLED["TINY"]

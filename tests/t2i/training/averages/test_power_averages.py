@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+from t2i.training.averages.power_functions import gamma_of
 from t2i.training.checkpoint import Checkpoint, newest_checkpoint, power_kind, whole_checkpoints
-from t2i.training.power_functions import gamma_of
 from t2i.training.run import Run, resume, start_new_run
 
 WIDTHS = (0.05, 0.1)  # of tiny_run
@@ -21,7 +21,7 @@ WIDTHS = (0.05, 0.1)  # of tiny_run
 
 @pytest.fixture
 def make_run(process_group: None) -> Callable[..., Run]:
-    made: Callable[..., Run] = runpy.run_path(str(Path(__file__).with_name("tiny_run.py")))[
+    made: Callable[..., Run] = runpy.run_path(str(Path(__file__).parents[1] / "tiny_run.py"))[
         "make_run"
     ]
     return made
@@ -89,7 +89,7 @@ def test_another_run_begins_them_anew_with_its_first_update(
 
 def test_a_refused_step_does_not_count(make_run: Callable[..., Run], tmp_path: Path) -> None:
     run = make_run(tmp_path, 3, 0, 2, "fp32")
-    with_accident = runpy.run_path(str(Path(__file__).with_name("tiny_run.py")))["with_accident"]
+    with_accident = runpy.run_path(str(Path(__file__).parents[1] / "tiny_run.py"))["with_accident"]
     saved = train(replace(run, batches=with_accident(run.batches, "nan", 1)))
     assert (saved.state.step, saved.state.power_updates) == (3, 2)
 

@@ -11,8 +11,8 @@ from t2i.encoders.text import TextStates
 from t2i.hardware import known_peak_tflops
 from t2i.training.backbone import Backbone
 from t2i.training.conditions import Condition
-from t2i.training.moving_objectives import MovingObjective
-from t2i.training.other_forwards import sample_flops
+from t2i.training.objectives.moving import MovingObjective
+from t2i.training.objectives.other_forwards import sample_flops
 from t2i.training.training_config import TrainingConfig
 
 

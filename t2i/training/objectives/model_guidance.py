@@ -25,7 +25,8 @@ from torch import Tensor
 from t2i import flow, rng
 from t2i.batch import TrainingBatch
 from t2i.training.conditions import Condition, ContrastedConditions
-from t2i.training.model_guidance_config import (
+from t2i.training.objectives.flow_matching import FlowMatching, Losses, Noised
+from t2i.training.objectives.model_guidance_config import (
     PLAIN,
     AutoScale,
     ModelGuidanceConfig,
@@ -33,7 +34,6 @@ from t2i.training.model_guidance_config import (
     ScaleState,
     check_scale_input,
 )
-from t2i.training.objectives import FlowMatching, Losses, Noised
 
 # an objectives.Network; a scale-aware one also takes guidance_scale_B=, (B,) float32
 GuidedNetwork = Callable[..., Tensor]
@@ -72,7 +72,7 @@ class ModelGuidance:
 
         Args:
             network: the one that is trained.
-            teacher: with the averaged weights, e.g. `t2i.training.ema.averaged_network`.
+            teacher: with the averaged weights, e.g. `t2i.training.averages.ema.averaged_network`.
             batch: see `FlowMatching.training_loss`.
             conditions: the references are the null condition, or ``config.num_references``.
         """

@@ -14,9 +14,9 @@ from t2i.batch import TrainingBatch
 from t2i.flow import TimestepConfig
 from t2i.models.mask_dit import MaskDiT
 from t2i.models.mask_dit_config import MaskDiTConfig
-from t2i.training.masked import MaskedFlowMatching, term_gradients, visible_pixels
-from t2i.training.masked_config import BalancedWeight, MaskedConfig, balanced_weight
-from t2i.training.objectives import FlowMatching
+from t2i.training.objectives.flow_matching import FlowMatching
+from t2i.training.objectives.masked import MaskedFlowMatching, term_gradients, visible_pixels
+from t2i.training.objectives.masked_config import BalancedWeight, MaskedConfig, balanced_weight
 
 BASE = FlowMatching(seed=1, gamma=0.75, timestep=TimestepConfig(), patch_size=2)
 LABELS = torch.zeros(4, dtype=torch.int64)

@@ -15,13 +15,13 @@ from t2i.batch import TrainingBatch
 from t2i.encoders.text import TextStates
 from t2i.models.macs import training_flops
 from t2i.training.backbone import Backbone
-from t2i.training.moving_objectives import make_objective
-from t2i.training.other_forwards import other_forwards, sample_flops, share_of_steps
-from t2i.training.throughput import batch_flops, peak_tflops
+from t2i.training.monitoring.throughput import batch_flops, peak_tflops
+from t2i.training.objectives.moving import make_objective
+from t2i.training.objectives.other_forwards import other_forwards, sample_flops, share_of_steps
 from t2i.training.training_config import TrainingConfig
 
 CPU = torch.device("cpu")
-TINY = runpy.run_path(str(Path(__file__).with_name("tiny_run.py")))
+TINY = runpy.run_path(str(Path(__file__).parents[1] / "tiny_run.py"))
 GUIDED = {"name": "model_guidance", "scale": 1.5, "from_step": 3}
 
 

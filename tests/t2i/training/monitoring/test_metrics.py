@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from t2i.training.metrics import NUM_TIME_BINS, PHASES, LossSums, Window, mean_losses
+from t2i.training.monitoring.metrics import NUM_TIME_BINS, PHASES, LossSums, Window, mean_losses
 
 CPU = torch.device("cpu")
 

@@ -2,7 +2,7 @@
 
 Model-guidance needs a teacher and may move its scale; masked flow matching may move its lambda.
 What moves is a few numbers, `state`: they are logged, saved in checkpoints and given back on
-resume. `objectives`, `model_guidance` and `masked` hold the formulas, which know nothing of a run.
+resume. `flow_matching`, `model_guidance` and `masked` hold the formulas, which know nothing of a run.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from torch import Tensor
 from torch import distributed as dist
 
 from t2i.batch import TrainingBatch
+from t2i.training.averages.ema import averaged_network
 from t2i.training.backbone import Backbone
 from t2i.training.conditions import Condition, ContrastedConditions
-from t2i.training.ema import averaged_network
-from t2i.training.masked import MaskedFlowMatching, term_gradients
-from t2i.training.masked_config import BalancedWeight, MaskedConfig, balanced_weight
-from t2i.training.model_guidance import ModelGuidance
-from t2i.training.model_guidance_config import (
+from t2i.training.objectives.flow_matching import FlowMatching, Losses, Network
+from t2i.training.objectives.masked import MaskedFlowMatching, term_gradients
+from t2i.training.objectives.masked_config import BalancedWeight, MaskedConfig, balanced_weight
+from t2i.training.objectives.model_guidance import ModelGuidance
+from t2i.training.objectives.model_guidance_config import (
     PLAIN,
     AutoScale,
     ModelGuidanceConfig,
     ScaleState,
     update_scale,
 )
-from t2i.training.objectives import FlowMatching, Losses, Network
-from t2i.training.other_forwards import other_forwards
+from t2i.training.objectives.other_forwards import other_forwards
 from t2i.training.training_config import TrainingConfig
 
 State = Mapping[str, float | None]

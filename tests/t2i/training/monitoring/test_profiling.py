@@ -10,9 +10,14 @@ from pathlib import Path
 import pytest
 
 from t2i.config import ConfigError
-from t2i.training.profiling import Profile, ProfileSteps, communication_share, parse_profile_steps
+from t2i.training.monitoring.profiling import (
+    Profile,
+    ProfileSteps,
+    communication_share,
+    parse_profile_steps,
+)
 
-TINY_RUN = Path(__file__).with_name("tiny_run.py")
+TINY_RUN = Path(__file__).parents[1] / "tiny_run.py"
 
 
 def test_the_flag_is_read_or_explained() -> None:

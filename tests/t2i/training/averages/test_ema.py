@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from t2i.training.ema import EMA, averaged_network, decay_at
+from t2i.training.averages.ema import EMA, averaged_network, decay_at
 
 
 def test_the_average_equals_its_formula() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from t2i.training.watchdog import Heartbeat, Watchdog, describe_hang, read_heartbeat
+from t2i.training.monitoring.watchdog import Heartbeat, Watchdog, describe_hang, read_heartbeat
 
 NOW = 1000.0
 

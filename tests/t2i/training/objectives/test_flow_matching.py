@@ -18,7 +18,7 @@ from t2i.models.tr_dit import TRDiT
 from t2i.models.tr_dit_config import TRDiTConfig
 from t2i.training.backbone import TextConditioned
 from t2i.training.conditions import select
-from t2i.training.objectives import FlowMatching
+from t2i.training.objectives.flow_matching import FlowMatching
 
 OBJECTIVE = FlowMatching(seed=1, gamma=0.5, timestep=TimestepConfig(), patch_size=2)
 BERNOULLI = replace(OBJECTIVE, bernoulli=True)

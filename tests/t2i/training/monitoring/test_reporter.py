@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from t2i.training.reporter import Reporter, drop_lines_after, flat_fields
+from t2i.training.monitoring.reporter import Reporter, drop_lines_after, flat_fields
 
 
 def test_lines_after_the_step_of_the_checkpoint_are_dropped(tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from t2i.batch import TrainingBatch
 from t2i.training.conditions import Condition
-from t2i.training.masked_config import MaskedConfig
-from t2i.training.objectives import FlowMatching, Losses, Network
+from t2i.training.objectives.flow_matching import FlowMatching, Losses, Network
+from t2i.training.objectives.masked_config import MaskedConfig
 
 
 @dataclass(frozen=True)

@@ -18,17 +18,17 @@ from t2i.encoders.text import TextStates
 from t2i.flow import TimestepConfig
 from t2i.models.tr_dit import TRDiT
 from t2i.models.tr_dit_config import TRDiTConfig
+from t2i.training.averages.ema import averaged_network
 from t2i.training.backbone import TextConditioned
 from t2i.training.conditions import ContrastedConditions, draw_references, repeat
-from t2i.training.ema import averaged_network
-from t2i.training.model_guidance import ModelGuidance
-from t2i.training.model_guidance_config import (
+from t2i.training.objectives.flow_matching import FlowMatching, Losses
+from t2i.training.objectives.model_guidance import ModelGuidance
+from t2i.training.objectives.model_guidance_config import (
     AutoScale,
     ModelGuidanceConfig,
     ScaleInterval,
     ScaleState,
 )
-from t2i.training.objectives import FlowMatching, Losses
 
 BASE = FlowMatching(seed=1, gamma=0.5, timestep=TimestepConfig(), patch_size=2)
 NULL = torch.full((4,), 9)

@@ -18,7 +18,7 @@ class AveragedCopy:
     The engine and its (perhaps sharded) weights are not touched, so nothing has to be put back.
 
     Attributes:
-        network: an `objectives.Network`, as `Backbone.network`.
+        network: a `flow_matching.Network`, as `Backbone.network`.
         model: the part of it that checkpoints hold, as `Backbone.model`.
     """
 

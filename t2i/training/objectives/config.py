@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from t2i.config import Section
-from t2i.training.masked_config import MaskedConfig
-from t2i.training.model_guidance_config import ModelGuidanceConfig
+from t2i.training.objectives.masked_config import MaskedConfig
+from t2i.training.objectives.model_guidance_config import ModelGuidanceConfig
 
 
 class FlowMatchingConfig(Section):

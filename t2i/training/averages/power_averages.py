@@ -14,10 +14,10 @@ from functools import partial
 
 import torch
 
+from t2i.training.averages.ema import EMA
+from t2i.training.averages.power_functions import gamma_of, power_decay
 from t2i.training.checkpoint import power_kind
-from t2i.training.ema import EMA
 from t2i.training.engine import Engine
-from t2i.training.power_functions import gamma_of, power_decay
 from t2i.training.run import Run, Start
 from t2i.training.saving import Saver
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from t2i.training.power_functions import (
+from t2i.training.averages.power_functions import (
     coefficients,
     gamma_of,
     inner_product,

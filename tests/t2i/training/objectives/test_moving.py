@@ -18,19 +18,23 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from t2i.training.averages.ema import averaged_network, decay_at
 from t2i.training.checkpoint import TENSOR_KINDS, Checkpoint, newest_checkpoint
 from t2i.training.conditions import ContrastedConditions
-from t2i.training.ema import averaged_network, decay_at
-from t2i.training.masked import MaskedFlowMatching
-from t2i.training.masked_config import MaskedConfig
-from t2i.training.model_guidance import ModelGuidance
-from t2i.training.model_guidance_config import ModelGuidanceConfig, ScaleState, update_scale
-from t2i.training.objectives import FlowMatching
+from t2i.training.objectives.flow_matching import FlowMatching
+from t2i.training.objectives.masked import MaskedFlowMatching
+from t2i.training.objectives.masked_config import MaskedConfig
+from t2i.training.objectives.model_guidance import ModelGuidance
+from t2i.training.objectives.model_guidance_config import (
+    ModelGuidanceConfig,
+    ScaleState,
+    update_scale,
+)
 from t2i.training.run import Run
 from t2i.training.trainer import train
 
-REPO = Path(__file__).resolve().parents[3]
-TINY_RUN = Path(__file__).with_name("tiny_run.py")
+REPO = Path(__file__).resolve().parents[4]
+TINY_RUN = Path(__file__).parents[1] / "tiny_run.py"
 TINY: dict[str, Any] = runpy.run_path(str(TINY_RUN))
 # Adam turns rounding errors of tiny gradients into a share of the learning rate, here 1e-2.
 ROUNDING = 1e-3

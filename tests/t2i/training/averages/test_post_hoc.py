@@ -11,6 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from t2i.training.averages.ema import EMA
+from t2i.training.averages.post_hoc import Reconstruction, find_snapshots
+from t2i.training.averages.power_functions import gamma_of, power_decay
 from t2i.training.checkpoint import (
     TrainingState,
     commit,
@@ -18,9 +21,6 @@ from t2i.training.checkpoint import (
     temporary_folder,
     write_tensors,
 )
-from t2i.training.ema import EMA
-from t2i.training.post_hoc import Reconstruction, find_snapshots
-from t2i.training.power_functions import gamma_of, power_decay
 
 TRACKED = (0.05, 0.1)
 STEPS, EVERY = 300, 30

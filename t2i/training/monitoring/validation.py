@@ -15,15 +15,15 @@ from torch import distributed as dist
 
 from t2i.batch import TrainingBatch
 from t2i.console import get_logger
-from t2i.training.averaged import AveragedCopy
+from t2i.training.averages.averaged_copy import AveragedCopy
+from t2i.training.averages.ema import EMA
 from t2i.training.backbone import Conditioner
-from t2i.training.ema import EMA
 from t2i.training.engine import Engine
-from t2i.training.metrics import LossSums, mean_losses
-from t2i.training.moving_objectives import MovingObjective
-from t2i.training.reporter import Reporter
+from t2i.training.monitoring.metrics import LossSums, mean_losses
+from t2i.training.monitoring.reporter import Reporter
+from t2i.training.monitoring.validation_samples import draw_samples, write_samples
+from t2i.training.objectives.moving import MovingObjective
 from t2i.training.run import Run
-from t2i.training.validation_samples import draw_samples, write_samples
 
 VALIDATION_TIMES = tuple((i + 0.5) / 8 for i in range(8))
 

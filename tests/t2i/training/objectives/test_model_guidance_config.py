@@ -7,7 +7,7 @@ from dataclasses import asdict
 import pytest
 from pydantic import ValidationError
 
-from t2i.training.model_guidance_config import (
+from t2i.training.objectives.model_guidance_config import (
     AutoScale,
     ModelGuidanceConfig,
     ScaleInterval,

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from t2i.training.averages.power_functions import coefficients
 from t2i.training.checkpoint import (
     Checkpoint,
     checkpoint_paths,
@@ -18,7 +19,6 @@ from t2i.training.checkpoint import (
     step_of,
     whole_checkpoints,
 )
-from t2i.training.power_functions import coefficients
 
 # Of the profile, as `power_functions.coefficients` tells it; ten snapshots of the widths 0.05 and
 # 0.1 have 0.8 % at 0.075 and 2 % at 0.15.
