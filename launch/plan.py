@@ -39,7 +39,7 @@ from launch.plan_model import (
 from t2i.config import ConfigError, add_config_arguments, config_from_args, section
 from t2i.console import run_command
 from t2i.hardware import GPUS
-from t2i.models.parameters import parameter_sizes
+from t2i.models.costs.parameters import parameter_sizes
 from t2i.training.memory import checkpoint_bytes, snapshots_bytes
 from t2i.training.training_config import TrainingConfig
 

@@ -12,10 +12,10 @@ from pydantic import ValidationError
 from launch.plan_config import PlanConfig
 from t2i.config import ConfigError
 from t2i.hardware import GPUS
-from t2i.models.activations import activations
-from t2i.models.kernels import Kernels
-from t2i.models.macs import Backbone, forward_macs, training_flops
-from t2i.models.parameters import parameter_sizes
+from t2i.models.costs.activations import activations
+from t2i.models.costs.kernels import Kernels
+from t2i.models.costs.macs import Backbone, forward_macs, training_flops
+from t2i.models.costs.parameters import parameter_sizes
 from t2i.models.tr_dit_config import TRDiTConfig
 from t2i.training.memory import state_bytes, teacher_bytes
 from t2i.training.objectives.model_guidance_config import ModelGuidanceConfig

@@ -11,7 +11,7 @@ from t2i.benchmarks.rows import Case, Row
 from t2i.encoders.vae_config import VAEConfig
 from t2i.guidance.branches import Guidance, plan
 from t2i.guidance.methods import make_guidance
-from t2i.models.macs import forward_macs, from_route_macs, shared_macs
+from t2i.models.costs.macs import forward_macs, from_route_macs, shared_macs
 from t2i.models.tr_dit_config import TRDiTConfig
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from t2i.benchmarks.benchmark_config import BenchmarkConfig
 from t2i.benchmarks.rows import Case
 from t2i.encoders.text import TextStates, load_text_encoder
 from t2i.encoders.text_config import TextEncoderConfig
-from t2i.models.macs import training_flops
+from t2i.models.costs.macs import training_flops
 from t2i.models.tr_dit import TRDiT
 from t2i.models.tr_dit_config import TRDiTConfig
 from t2i.training.averages.ema import EMA, decay_at

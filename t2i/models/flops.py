@@ -6,7 +6,7 @@
 
 Two conventions side by side: GFLOPs (two per multiply-accumulate, attention products included), and
 GMACs without the products of queries with keys and of scores with values, which is what the papers
-on ImageNet call GFLOPs. The formulas are in `t2i.models.macs`.
+on ImageNet call GFLOPs. The formulas are in `t2i.models.costs.macs`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from t2i.config import DEFAULT_CONFIG, Section, add_config_arguments, config_from_args, section
 from t2i.console import run_command
-from t2i.models.macs import (
+from t2i.models.costs.macs import (
     TRAINING_PASSES,
     Backbone,
     block_macs,
@@ -182,7 +182,7 @@ def branches_macs(
 
 
 def in_both_conventions(function: Callable[..., int], *arguments: Any) -> Macs:
-    """What a function of `t2i.models.macs` gives with attention products and without."""
+    """What a function of `t2i.models.costs.macs` gives with attention products and without."""
     return Macs(function(*arguments, True), function(*arguments, False))
 
 

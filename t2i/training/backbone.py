@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from t2i.batch import DROPPED, TrainingBatch
 from t2i.encoders.text import TextStates
-from t2i.models.macs import training_flops
+from t2i.models.costs.macs import training_flops
 from t2i.models.mask_dit import MaskDiT
 from t2i.models.sit import SiT
 from t2i.models.tr_dit import TRDiT
@@ -59,7 +59,7 @@ class Backbone:
         conditioner: gives the conditions that ``network`` takes.
         takes_scale: whether ``network`` takes ``guidance_scale_B``, (B,) float32.
         training_flops: (image tokens, text tokens, gamma) -> FLOPs of one sample, forward and
-            backward; see `t2i.models.macs.training_flops`.
+            backward; see `t2i.models.costs.macs.training_flops`.
     """
 
     model: nn.Module

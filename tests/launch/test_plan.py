@@ -16,8 +16,8 @@ from launch.plan import Config, main, make_jobs
 from launch.plan_model import GIB, ZERO_STAGES, Job, memory, storage_bytes, time, traffic
 from t2i.config import ConfigError, load_config
 from t2i.hardware import GPUS
-from t2i.models.macs import forward_macs, training_flops
-from t2i.models.parameters import parameter_sizes
+from t2i.models.costs.macs import forward_macs, training_flops
+from t2i.models.costs.parameters import parameter_sizes
 
 REPO = Path(__file__).resolve().parents[2]
 FULL = REPO / "configs" / "tr_dit_2b5.yaml"

@@ -26,7 +26,7 @@ def batch_flops(
     """FLOPs that training on a micro-batch executes, after routing or masking.
 
     The network's forward and backward pass and the objective's other forward passes (a teacher's).
-    See `t2i.models.macs.training_flops` for what is left out, above all the frozen text encoder.
+    See `t2i.models.costs.macs.training_flops` for what is left out, above all the frozen text encoder.
     Bernoulli draws of tokens are counted by their mean, without what fills up the shorter rows.
     """
     height, width = batch.moments.shape[-2:]

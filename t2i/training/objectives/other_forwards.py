@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from t2i.models.macs import TRAINING_PASSES
+from t2i.models.costs.macs import TRAINING_PASSES
 from t2i.training.objectives.config import ObjectiveConfig
 from t2i.training.objectives.masked_config import BalancedWeight, MaskedConfig
 from t2i.training.objectives.model_guidance_config import ModelGuidanceConfig

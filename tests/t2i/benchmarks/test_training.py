@@ -14,7 +14,7 @@ from t2i.benchmark import Config
 from t2i.benchmarks.benchmark_config import BenchmarkConfig
 from t2i.benchmarks.rows import peak_tflops
 from t2i.config import DEFAULT_CONFIG, load_config
-from t2i.models.macs import training_flops
+from t2i.models.costs.macs import training_flops
 
 REPO = Path(__file__).resolve().parents[3]
 TINY = (

@@ -9,13 +9,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from t2i.config import load_config
 from t2i.models import flops
-from t2i.models.flops import CLASS_SETTING, TEXT_SETTING, Config, parameter_counts
-from t2i.models.macs import (
+from t2i.models.costs.macs import (
     forward_macs,
     from_route_macs,
     shared_macs,
     training_flops,
 )
+from t2i.models.flops import CLASS_SETTING, TEXT_SETTING, Config, parameter_counts
 from t2i.models.mask_dit import MaskDiT
 from t2i.models.mask_dit_config import MaskDiTConfig
 from t2i.models.routing import draw_keep_ids

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from t2i.config import Section
+from t2i.models.costs.macs import forward_macs
 from t2i.models.flops import parameter_counts
-from t2i.models.macs import forward_macs
 from t2i.models.mask_dit import MaskDiT
 from t2i.models.mask_dit_config import MaskDiTConfig
 from t2i.models.sit import SiT

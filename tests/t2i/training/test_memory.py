@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from t2i.models.activations import activations
-from t2i.models.kernels import Kernels
-from t2i.models.parameters import parameter_sizes
+from t2i.models.costs.activations import activations
+from t2i.models.costs.kernels import Kernels
+from t2i.models.costs.parameters import parameter_sizes
 from t2i.models.tr_dit_config import TRDiTConfig
 from t2i.training.memory import state_bytes, teacher_bytes
 from t2i.training.objectives.moving import MovingGuidance, make_objective

@@ -13,7 +13,7 @@ import torch
 
 from t2i.batch import TrainingBatch
 from t2i.encoders.text import TextStates
-from t2i.models.macs import training_flops
+from t2i.models.costs.macs import training_flops
 from t2i.training.backbone import Backbone
 from t2i.training.monitoring.throughput import batch_flops, peak_tflops
 from t2i.training.objectives.moving import make_objective

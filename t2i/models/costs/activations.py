@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from t2i.models.kernels import Activations, Kernels
-from t2i.models.macs import Backbone
+from t2i.models.costs.kernels import Activations, Kernels
+from t2i.models.costs.macs import Backbone
+from t2i.models.costs.sit_activations import mask_dit_activations, sit_activations
+from t2i.models.costs.tr_dit_activations import tr_dit_activations
 from t2i.models.mask_dit_config import MaskDiTConfig
-from t2i.models.sit_activations import mask_dit_activations, sit_activations
 from t2i.models.sit_config import SiTConfig
-from t2i.models.tr_dit_activations import tr_dit_activations
 from t2i.models.tr_dit_config import TRDiTConfig
 
 

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from t2i.models import layers, sit_layers
-from t2i.models.activations import activations
-from t2i.models.kernels import Activations, Kernels
-from t2i.models.macs import Backbone
+from t2i.models.costs.activations import activations
+from t2i.models.costs.kernels import Activations, Kernels
+from t2i.models.costs.macs import Backbone
 from t2i.models.mask_dit import MaskDiT
 from t2i.models.mask_dit_config import MaskDiTConfig
 from t2i.models.routing import draw_keep_ids

@@ -7,8 +7,8 @@ say otherwise.
 
 from __future__ import annotations
 
-from t2i.models.kernels import FLOAT, Activations, Kernels, attention_output, routing_bytes
-from t2i.models.macs import TIME_SINUSOIDS
+from t2i.models.costs.kernels import FLOAT, Activations, Kernels, attention_output, routing_bytes
+from t2i.models.costs.macs import TIME_SINUSOIDS
 from t2i.models.mask_dit_config import MaskDiTConfig
 from t2i.models.routes import num_kept
 from t2i.models.sit_config import SiTConfig
@@ -19,7 +19,7 @@ MLP_EXPANSION = 4
 def sit_activations(
     config: SiTConfig, micro_batch: int, num_tokens: int, gamma: float, kernels: Kernels
 ) -> Activations:
-    """See `t2i.models.activations.activations`."""
+    """See `t2i.models.costs.activations.activations`."""
     kept = num_kept(num_tokens, gamma)
     routes = config.resolved_routes if gamma > 0 else ()
     num_routed = sum(last - first + 1 for first, last in routes)
@@ -40,7 +40,7 @@ def sit_activations(
 def mask_dit_activations(
     config: MaskDiTConfig, micro_batch: int, num_tokens: int, gamma: float, kernels: Kernels
 ) -> Activations:
-    """See `t2i.models.activations.activations`."""
+    """See `t2i.models.costs.activations.activations`."""
     visible = num_kept(num_tokens, gamma)
     width, decoder_width = config.width, config.decoder_width
     encoder = block_bytes(width, config.num_heads, visible, kernels)

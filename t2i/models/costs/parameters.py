@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from t2i.models.macs import TIME_SINUSOIDS, Backbone
+from t2i.models.costs.macs import TIME_SINUSOIDS, Backbone
 from t2i.models.mask_dit_config import MaskDiTConfig
 from t2i.models.sit_config import ClassConditionalConfig, SiTConfig
 from t2i.models.tr_dit_config import TRDiTConfig

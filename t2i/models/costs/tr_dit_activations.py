@@ -7,8 +7,8 @@ bytes of one sample, unless they say otherwise.
 
 from __future__ import annotations
 
-from t2i.models.kernels import FLOAT, Activations, Kernels, attention_output, routing_bytes
-from t2i.models.macs import TIME_SINUSOIDS
+from t2i.models.costs.kernels import FLOAT, Activations, Kernels, attention_output, routing_bytes
+from t2i.models.costs.macs import TIME_SINUSOIDS
 from t2i.models.routes import num_kept
 from t2i.models.tr_dit_config import TRDiTConfig
 
@@ -21,7 +21,7 @@ def tr_dit_activations(
     gamma: float,
     kernels: Kernels,
 ) -> Activations:
-    """See `t2i.models.activations.activations`."""
+    """See `t2i.models.costs.activations.activations`."""
     kept = num_kept(num_tokens, gamma)
     routes = config.resolved_routes if gamma > 0 else ()
     num_routed = sum(last - first + 1 for first, last in routes)

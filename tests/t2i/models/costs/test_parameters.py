@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from t2i.models.costs.macs import Backbone
+from t2i.models.costs.parameters import parameter_sizes
 from t2i.models.flops import build_model
-from t2i.models.macs import Backbone
 from t2i.models.mask_dit_config import MaskDiTConfig
-from t2i.models.parameters import parameter_sizes
 from t2i.models.sit_config import SiTConfig
 from t2i.models.tr_dit_config import TRDiTConfig
 
