@@ -272,7 +272,10 @@ def _explain(details: Any, section_class: type[BaseModel], name: str) -> str:
     if details["type"] == "union_tag_not_found":
         return f"{key}: the key 'name' is missing, which says what it is (got {details['input']!r})"
     if details["type"] != "extra_forbidden":
-        return f"{key}: {details['msg']} (got {details['input']!r})"
+        message = details["msg"].removeprefix("Value error, ")
+        # a validator of ours that sees a whole section says itself which of its values are wrong
+        names_values = details["type"] == "value_error" and isinstance(details["input"], dict)
+        return f"{key}: {message}" + ("" if names_values else f" (got {details['input']!r})")
     valid = tuple(owner.model_fields) if hasattr(owner, "model_fields") else ()
     return f"unknown key '{key}'{_suggest(location[-1], valid)}"
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 import pytest
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from t2i.config import (
     ConfigError,
@@ -27,6 +27,12 @@ class Sampling(Section):
     steps: int = Field(default=50, ge=1)
     folder: str = "samples"
     inner: Inner = Inner()
+
+    @model_validator(mode="after")
+    def _few_steps_of_deep_ones(self) -> Sampling:
+        if self.inner.depth > self.steps:
+            raise ValueError(f"inner.depth {self.inner.depth} is above steps {self.steps}")
+        return self
 
 
 class Command(Section):
@@ -64,6 +70,10 @@ def test_variables_are_filled_in(tmp_path: Path) -> None:
             r"unknown section 't2i.samplin'; did you mean 't2i.sampling'",
         ),
         ("t2i: {sampling: {folder: '${rot}/x'}}", r"unknown variable 'rot'"),
+        (
+            "t2i: {sampling: {inner: {depth: 51}}}",
+            r"t2i.sampling: inner.depth 51 is above steps 50$",
+        ),
         ("- 1", "expected a mapping"),
         ("a: [", "not valid YAML"),
         ("base: c.yaml", "in a circle"),
