@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from t2i.training.checkpoint import TENSOR_KINDS, Checkpoint, open_checkpoint
+from t2i.training.checkpoint import TENSOR_KINDS, Checkpoint, open_checkpoint, power_kind
 from t2i.training.spikes import SkippedSteps, SpikeGuard
 
 ZERO_STAGES = (1, 2, 3)
@@ -82,7 +82,7 @@ def checkpoint_at(run: Path, step: int) -> Checkpoint:
 
 def differing_tensors(left: Checkpoint, right: Checkpoint) -> set[str]:
     names = set()
-    for kind in TENSOR_KINDS:
+    for kind in (*TENSOR_KINDS, *map(power_kind, left.power_widths)):
         first, second = dict(left.tensors(kind)), dict(right.tensors(kind))
         assert first.keys() == second.keys()
         names |= {f"{kind}/{n}" for n in first if not torch.equal(first[n], second[n])}

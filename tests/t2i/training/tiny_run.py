@@ -92,6 +92,7 @@ CLOSELY_WATCHED = {
     "timeout_minutes": 0.1,
     "checkpoint_every": 1,
     "keep_checkpoints": 4,
+    "snapshot_every": 0,
 }
 
 
