@@ -142,8 +142,10 @@ def draw_grid(rows: Sequence[Row], grid: Sequence[float], path: Path) -> None:
     figure = Figure(figsize=(5.5, 4.5), layout="tight")
     axes = figure.subplots()
     image = axes.imshow(speeds, cmap="viridis")
+    middle = (np.nanmin(speeds) + np.nanmax(speeds)) / 2
     for i, j in pairs:
-        axes.text(j, i, f"{speeds[i, j]:.2f}", ha="center", va="center", color="white", fontsize=8)
+        color = "black" if speeds[i, j] > middle else "white"
+        axes.text(j, i, f"{speeds[i, j]:.2f}", ha="center", va="center", color=color, fontsize=8)
     labels = [f"{gamma:g}" for gamma in grid]
     axes.set_xticks(range(len(grid)), labels)
     axes.set_yticks(range(len(grid)), labels)
