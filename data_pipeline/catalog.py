@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_pipeline.latent_shards import BadShardError, LatentShard, open_latent_shard
-from data_pipeline.ledger import Ledger
+from data_pipeline.ledger import Coded, Ledger
 from data_pipeline.loader_config import DatasetConfig, LoaderConfig
 from data_pipeline.manifest import ShardManifest, StepOutput
 from data_pipeline.remembered import remember
@@ -96,6 +96,11 @@ class LatentsCatalog:
             BadShardError: the ledger is not the one that was committed.
             ValueError: the ledger knows no buckets.
         """
+        buckets, takes_part = self._samples(shard)
+        return {name: np.flatnonzero(takes_part & buckets.are(name)) for name in buckets.values}
+
+    def _samples(self, shard: int) -> tuple[Coded, np.ndarray]:
+        """Bucket of each sample of the tar, and which take part, bool. Raises as `members`."""
         manifest = self.manifests[shard]
         ledger = self.latents.ledger(manifest.id)
         if BUCKET not in ledger.columns:
@@ -103,14 +108,15 @@ class LatentsCatalog:
                 f"{self.latents.url}: the ledger of shard {manifest.id} has no column {BUCKET}; "
                 "make the folder with python -m data_pipeline.latents"
             )
-        is_ok = ledger.is_ok()
-        buckets = {name: rows[is_ok] for name, rows in ledger.rows_by(BUCKET).items()}
-        self._require_committed(manifest, buckets)
-        numbers = self.before[shard] + np.arange(np.count_nonzero(is_ok))
-        wanted = (numbers >= self.part.start) & (numbers < self.part.stop)
+        status, bucket = ledger.coded("status", BUCKET)
+        is_ok = status.are("ok")
+        buckets = bucket.of(is_ok)
+        self._require_committed(manifest, buckets.counts())
+        numbers = self.before[shard] + np.arange(len(buckets.codes))
+        takes_part = (numbers >= self.part.start) & (numbers < self.part.stop)
         if self.kept is not None:
-            wanted &= are_kept(ledger, self.kept.ledger(manifest.id))[is_ok]
-        return {name: np.flatnonzero(wanted & of_bucket) for name, of_bucket in buckets.items()}
+            takes_part &= are_kept(ledger, self.kept.ledger(manifest.id))[is_ok]
+        return buckets, takes_part
 
     def counts(self) -> dict[str, np.ndarray]:
         """How many samples take part: bucket -> int64 (num_shards,). Raises as `members`.
@@ -148,8 +154,8 @@ class LatentsCatalog:
     def _read_sizes(self, shards: Sequence[int]) -> list[dict[str, int]]:
         """The same of these shards, by their ledgers."""
         with ThreadPoolExecutor(LEDGER_READERS) as readers:
-            members = readers.map(self.members, shards)
-            return [{name: len(places) for name, places in m.items()} for m in members]
+            samples = readers.map(self._samples, shards)
+            return [buckets.of(takes_part).counts() for buckets, takes_part in samples]
 
     def _facts(self, shard: int) -> str:
         """All that the shard's sizes depend on, but for the part."""
@@ -157,11 +163,8 @@ class LatentsCatalog:
         hashes = [ledger.sha256[ledger.status_key] for ledger in ledgers]
         return " ".join([str(self.before[shard]), *hashes])
 
-    def _require_committed(
-        self, manifest: ShardManifest, buckets: Mapping[str, np.ndarray]
-    ) -> None:
-        """Hold which ok rows are of which bucket against the manifest, if it tells."""
-        found = {name: num for name, rows in buckets.items() if (num := np.count_nonzero(rows))}
+    def _require_committed(self, manifest: ShardManifest, found: Mapping[str, int]) -> None:
+        """Hold bucket -> number of ok rows against the manifest, if it tells."""
         if manifest.num_ok_by.get(BUCKET, found) != found:
             raise BadShardError(
                 f"{self.url}/{manifest.status_key}: changed since it was committed (buckets "
@@ -171,7 +174,8 @@ class LatentsCatalog:
 
 def are_kept(ledger: Ledger, kept: Ledger) -> np.ndarray:
     """Which rows of a ledger have keys that are ok in the filter's, bool (num_rows,)."""
-    is_ok = kept.is_ok()
+    (status,) = kept.coded("status")
+    is_ok = status.are("ok")
     if ledger.surely_has_keys_of(kept):
         return is_ok
     keys, keys_of_filter = ledger.rows(["key"])["key"], kept.rows(["key"])["key"]

@@ -66,6 +66,33 @@ class Funnel:
         return ", ".join(parts)
 
 
+@dataclass(frozen=True)
+class Coded:
+    """A column of few texts: ``values[code]`` for each row; null is -1.
+
+    Attributes:
+        values: each once.
+        codes: int32 (num_rows,).
+    """
+
+    values: list[str]
+    codes: np.ndarray
+
+    def are(self, value: str) -> np.ndarray:
+        """Which rows have this value, bool (num_rows,)."""
+        code = self.values.index(value) if value in self.values else len(self.values)
+        return np.asarray(self.codes == code)
+
+    def of(self, rows: np.ndarray) -> Coded:
+        """Of these rows alone (a mask)."""
+        return Coded(self.values, self.codes[rows])
+
+    def counts(self) -> dict[str, int]:
+        """Value -> number of rows, of values that there are."""
+        numbers = np.bincount(self.codes + 1, minlength=len(self.values) + 1)[1:].tolist()
+        return {value: number for value, number in zip(self.values, numbers, strict=True) if number}
+
+
 class Ledger:
     """A stored ledger, of which only the columns that are asked for are read."""
 
@@ -76,18 +103,16 @@ class Ledger:
 
     def rows(self, columns: Sequence[str] | None = None) -> pa.Table:
         """These columns, as far as there are; None = all."""
-        return self._file([]).read(columns, use_threads=False)
+        return self._read(columns, coded=())
 
-    def rows_by(self, column: str) -> dict[str, np.ndarray]:
-        """Value -> which rows have it, bool (num_rows,); of a column of few texts."""
-        table = self._file([column]).read([column], use_threads=False).unify_dictionaries()
-        coded = table[column].combine_chunks()  # the texts were never copied for each row
-        codes = coded.indices.to_numpy(zero_copy_only=False)  # null is NaN, which equals no code
-        return {value: codes == code for code, value in enumerate(coded.dictionary.to_pylist())}
-
-    def is_ok(self) -> np.ndarray:
-        """Which rows are ok, bool (num_rows,)."""
-        return self.rows_by("status").get("ok", np.zeros(self.metadata.num_rows, bool))
+    def coded(self, *columns: str) -> list[Coded]:
+        """These columns of few texts, which are not copied for each row."""
+        table = self._read(columns, coded=columns).unify_dictionaries()
+        chunks = [table[column].combine_chunks() for column in columns]
+        return [
+            Coded(chunk.dictionary.to_pylist(), chunk.indices.fill_null(-1).to_numpy())
+            for chunk in chunks
+        ]
 
     def surely_has_keys_of(self, other: Ledger) -> bool:
         """Whether the stored keys are alike to the byte, and so equal and in the same order.
@@ -96,9 +121,10 @@ class Ledger:
         """
         return list(self._stored_keys()) == list(other._stored_keys())
 
-    def _file(self, coded: Sequence[str]) -> pq.ParquetFile:
+    def _read(self, columns: Sequence[str] | None, coded: Sequence[str]) -> pa.Table:
         source = pa.BufferReader(self.data)
-        return pq.ParquetFile(source, metadata=self.metadata, read_dictionary=coded)
+        file = pq.ParquetFile(source, metadata=self.metadata, read_dictionary=coded)
+        return file.read(columns, use_threads=False)
 
     def _stored_keys(self) -> Iterator[tuple[str, bytes]]:
         """How the key column is compressed and its pages, by row group."""
