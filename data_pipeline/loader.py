@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -67,6 +67,7 @@ def make_loader(
         ValueError: sizes that do not divide, datasets that do not fit together; while iterating:
             a shard was cut or changed, a sample has no label where labels are read. What
             ``on_bad_shard: skip`` replaces raises nothing, see `sample_reader`.
+        TimeoutError: while iterating: S3 was not reached for ``retry_minutes``.
     """
     share = Share(global_batch, rank, world_size, micro_batch)
     batches = LatentBatches(config, seed, share, storage or StorageConfig())
@@ -94,10 +95,15 @@ def read_captions(
     """
     config = config.model_copy(update={"caption_dropout": 0.0, "window_shards": 1})
     batches = LatentBatches(config, seed, Share(1, 0, 1, 1), storage or StorageConfig())
-    return tuple(batches[number][0].captions[0] for number in range(count))
+    return tuple(batches.read(number)[0].captions[0] for number in range(count))
 
 
-class LatentLoader(DataLoader[tuple[TrainingBatch, list[BadShard]]]):
+# A micro-batch with what could not be read for it, or the error that stops the run. An error that a
+# worker raises instead would come with the text of the worker's traceback in place of its own.
+Delivery: TypeAlias = tuple[TrainingBatch, list[BadShard]] | OSError | ValueError
+
+
+class LatentLoader(DataLoader[Delivery]):
     """A DataLoader that keeps account of bad shards and always ends its workers.
 
     Args:
@@ -128,7 +134,10 @@ class LatentLoader(DataLoader[tuple[TrainingBatch, list[BadShard]]]):
     def __iter__(self) -> Iterator[TrainingBatch]:  # type: ignore[override]
         deliveries = super().__iter__()
         with _ended_workers(deliveries):
-            for batch, bad_shards in deliveries:
+            for delivery in deliveries:
+                if isinstance(delivery, Exception):
+                    raise delivery
+                batch, bad_shards = delivery
                 self._record(batch.step, bad_shards)
                 yield batch
 
@@ -191,8 +200,8 @@ class Share:
         return step, slice(start, start + self.micro_batch)
 
 
-class LatentBatches(Dataset[tuple[TrainingBatch, list[BadShard]]]):
-    """This rank's micro-batches by number, each with what could not be read for it."""
+class LatentBatches(Dataset[Delivery]):
+    """This rank's micro-batches by number; errors that a user can mend come as values."""
 
     def __init__(
         self, config: LoaderConfig, seed: int, share: Share, storage: StorageConfig
@@ -208,9 +217,18 @@ class LatentBatches(Dataset[tuple[TrainingBatch, list[BadShard]]]):
         self.global_batch: GlobalBatch | None = None
         max_shards = 2 * config.window_shards * len(config.datasets)
         skip = config.on_bad_shard == "skip"
-        self.reader = SampleReader(self.catalogs, self.order, max_shards, skip)
+        self.reader = SampleReader(
+            self.catalogs, self.order, max_shards, skip, config.retry_minutes
+        )
 
-    def __getitem__(self, number: int) -> tuple[TrainingBatch, list[BadShard]]:
+    def __getitem__(self, number: int) -> Delivery:
+        try:
+            return self.read(number)
+        except (OSError, ValueError) as error:
+            return error
+
+    def read(self, number: int) -> tuple[TrainingBatch, list[BadShard]]:
+        """A micro-batch and what could not be read for it. Raises as `make_loader` says."""
         step, places = self.share.locate(number)
         if self.global_batch is None or self.global_batch.step != step:
             self.global_batch = self.order.batch(step)

@@ -39,6 +39,9 @@ class LoaderConfig(Section):
     on_bad_shard: Literal["stop", "skip"] = "stop"
     """What to do when a shard is missing, cut or changed: stop and name it, or fill the places of
     its samples with others of the same dataset and bucket and keep account in the run's folder."""
+    retry_minutes: float = Field(default=20.0, ge=0)
+    """How long shards in S3 are tried again when network or service fail, before the run ends. Keep
+    it some minutes below t2i.training.timeout_minutes (30), which ends a run that waits longer."""
     num_workers: int = Field(default=2, ge=0)
     """Processes that read ahead, for each training process; 0 = the training process reads."""
     prefetch: int = Field(default=4, ge=1)

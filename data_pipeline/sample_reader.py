@@ -23,6 +23,7 @@ from torch.utils.data import get_worker_info
 from data_pipeline.catalog import Catalog
 from data_pipeline.latent_shards import BadShardError, LatentSample, LatentShard
 from data_pipeline.order import GlobalBatch, Order
+from data_pipeline.outages import outlast
 
 ResultT = TypeVar("ResultT")
 MAX_ATTEMPTS = 64  # with half of the samples bad, all fail once in 10^19 places
@@ -53,12 +54,14 @@ class SampleReader:
     Attributes:
         max_shards: how many.
         skip: replace what cannot be read; otherwise its error stops the run.
+        retry_minutes: how long a shard is tried again while network or service fail.
     """
 
     catalogs: Sequence[Catalog]
     order: Order
     max_shards: int
     skip: bool
+    retry_minutes: float
     shards: dict[tuple[int, int], LatentShard | Exception] = field(default_factory=dict)
 
     def read(self, batch: GlobalBatch, places: slice) -> Reading:
@@ -66,7 +69,8 @@ class SampleReader:
 
         Raises:
             FileNotFoundError, BadShardError: a shard is gone, cut or changed, and none is skipped
-                (or all that was tried instead is bad as well).
+                (or all that was tried instead is bad as well); names shard and way out.
+            TimeoutError: a shard could not be reached for ``retry_minutes``.
             ValueError: samples differ in shape.
         """
         shape = self._first_readable(batch, places.start, LatentShard.shape, {}, Counter())
@@ -93,9 +97,11 @@ class SampleReader:
             try:
                 return read(self._shard(dataset, number), batch.bucket, member)
             except (FileNotFoundError, BadShardError) as error:
-                if not self.skip or attempt == MAX_ATTEMPTS:
-                    raise
                 name = self.catalogs[dataset].shard_name(number)
+                if not self.skip:
+                    raise with_way_out(error, name) from None
+                if attempt == MAX_ATTEMPTS:
+                    raise
                 reasons.setdefault(name, str(error))
                 replaced[name] += attempt == 0
         raise AssertionError("the last attempt returns or raises")
@@ -111,8 +117,10 @@ class SampleReader:
         key = (dataset, number)
         opened = self.shards.pop(key, None)
         if opened is None:
+            catalog = self.catalogs[dataset]
+            open_shard = functools.partial(catalog.open_shard, number)
             try:
-                opened = self.catalogs[dataset].open_shard(number)
+                opened = outlast(open_shard, catalog.shard_name(number), self.retry_minutes)
             except (FileNotFoundError, BadShardError) as error:
                 opened = error
         self.shards[key] = opened
@@ -121,6 +129,18 @@ class SampleReader:
         if isinstance(opened, Exception):
             raise opened.with_traceback(None)
         return opened
+
+
+def with_way_out(
+    error: FileNotFoundError | BadShardError, name: str
+) -> FileNotFoundError | BadShardError:
+    """The error of a shard, of the same kind, with the shard's name and what can be done."""
+    named = str(error) if name in str(error) else f"{name}: {error}"
+    if isinstance(error, FileNotFoundError):
+        named += "; make it again"
+    return type(error)(
+        f"{named}, or go on without it: --set data_pipeline.loader.on_bad_shard=skip"
+    )
 
 
 def empty_batch(shape: tuple[int, ...]) -> Tensor:

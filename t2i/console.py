@@ -143,6 +143,8 @@ def run_command(
 ) -> int:
     """Run a command's ``main``: a user's error becomes one line and exit code 2, Ctrl-C 130.
 
+    After a TimeoutError the exit code is 1: another attempt may succeed.
+
     Must be called before torch is imported (commands import it within ``main``), because OpenMP
     reads its settings then.
     """
@@ -153,7 +155,7 @@ def run_command(
         return main(argv)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, TimeoutError) else 2
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return 130

@@ -6,9 +6,12 @@ There is one process group for all tests that train, because DeepSpeed remembers
 from __future__ import annotations
 
 import os
+import socket
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,6 +60,68 @@ def s3_url(s3_config: StorageConfig) -> str:
     client = boto3.client("s3", endpoint_url=s3_config.endpoint_url, region_name=s3_config.region)
     client.create_bucket(Bucket=bucket)
     return f"s3://{bucket}/some/prefix"
+
+
+class S3Server:
+    """S3 over HTTP that can be stopped, also in the middle of a request, and started again."""
+
+    def __init__(self) -> None:
+        from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+
+        self.moto = DomainDispatcherApplication(create_backend_app)
+        self.port = 0
+        self.start()
+
+    def start(self) -> None:
+        from werkzeug.serving import make_server
+
+        self.is_up = True
+        self.requests: list[str] = []  # "PUT step-00000001/ema.safetensors"
+        self.held = ""  # requests whose line contains this wait ...
+        self.holding, self.release = threading.Event(), threading.Event()  # ... for the latter
+        self.server = make_server("127.0.0.1", self.port, self.answer, threaded=True)
+        self.port = self.server.server_port
+        self.thread = threading.Thread(target=self.server.serve_forever, daemon=True)
+        self.thread.start()
+
+    def stop(self) -> None:
+        """Refuse new connections, and cut those that are open."""
+        self.is_up = False
+        self.release.set()
+        self.server.shutdown()
+        self.thread.join()
+        self.server.server_close()
+
+    def answer(self, environ: dict[str, Any], start_response: Any) -> Any:
+        path = environ["PATH_INFO"]
+        line = f"{environ['REQUEST_METHOD']} {path.partition('/stage1/')[2] or path}"
+        if self.held and self.held in line:
+            self.holding.set()
+            assert self.release.wait(30)
+        if not self.is_up:
+            environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+            raise ConnectionError("the server is down")
+        self.requests.append(line)
+        return self.moto(environ, start_response)
+
+
+@pytest.fixture(scope="session")
+def one_stoppable_s3() -> S3Server:
+    return S3Server()
+
+
+@pytest.fixture
+def stoppable_s3(
+    one_stoppable_s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[S3Server]:
+    """A server of S3 that runs, with credentials set; see `S3Server`."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    if not one_stoppable_s3.is_up:
+        one_stoppable_s3.start()
+    yield one_stoppable_s3
+    if one_stoppable_s3.is_up:
+        one_stoppable_s3.stop()
 
 
 @pytest.fixture(scope="session")

@@ -156,7 +156,7 @@ def test_stand_ins_are_of_neighbouring_shards_and_differ(
     loader = loader_of(url, on_bad_shard="skip", micro_batch=8)
     chosen: Counter[str] = Counter()
     for number in range(360 // 8):
-        batch, _ = loader.dataset[number]
+        batch, _ = loader.dataset.read(number)
         planned = loader.dataset.global_batch
         near = {f"{shard:05d}" for shard in planned.shards.tolist()}
         for shard, key in zip(planned.shards.tolist(), batch.keys, strict=True):
@@ -202,6 +202,31 @@ def test_when_nothing_is_left_the_run_stops(latents: str) -> None:
         tar_of(latents, f"{shard:05d}").unlink()
     with pytest.raises(FileNotFoundError, match=r"\.tar"):
         skipping(latents, 1)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("damage", [remove, cut, overwrite_a_part])
+def test_the_error_is_one_line_with_shard_and_way_out(
+    latents: str, damage: Damage, num_workers: int
+) -> None:
+    path = tar_of(latents, "00002")
+    damage(path)
+    with pytest.raises((FileNotFoundError, BadShardError)) as caught:
+        list(islice(loader_of(latents, num_workers=num_workers), 60))
+    text = str(caught.value)
+    assert text.startswith(f"{path}: ")
+    assert "again, or go on without it: --set data_pipeline.loader.on_bad_shard=skip" in text
+    assert "\n" not in text
+
+
+def test_a_ledger_that_is_gone_names_its_shard(latents: str) -> None:
+    path = tar_of(latents, "00002")
+    loader = loader_of(latents)
+    next(Path(latents).rglob("*00002*.parquet")).rename(path.parent / "elsewhere")
+    for other in Path(latents).rglob("*00002*.parquet"):
+        other.unlink()
+    with pytest.raises(FileNotFoundError, match=f"{path.name}: .*; make it again, or go on without"):
+        list(islice(loader, 60))
 
 
 LIVE_AT_EXIT = """

@@ -28,68 +28,15 @@ REPO = Path(__file__).resolve().parents[2]
 SECONDS = 30.0  # to wait for what comes sooner
 
 
-class S3Server:
-    """S3 over HTTP that can be stopped, also in the middle of a request, and started again."""
-
-    def __init__(self) -> None:
-        from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
-
-        self.moto = DomainDispatcherApplication(create_backend_app)
-        self.port = 0
-        self.start()
-
-    def start(self) -> None:
-        from werkzeug.serving import make_server
-
-        self.is_up = True
-        self.requests: list[str] = []  # "PUT step-00000001/ema.safetensors"
-        self.held = ""  # requests whose line contains this wait ...
-        self.holding, self.release = threading.Event(), threading.Event()  # ... for the latter
-        self.server = make_server("127.0.0.1", self.port, self.answer, threaded=True)
-        self.port = self.server.server_port
-        self.thread = threading.Thread(target=self.server.serve_forever, daemon=True)
-        self.thread.start()
-
-    def stop(self) -> None:
-        """Refuse new connections, and cut those that are open."""
-        self.is_up = False
-        self.release.set()
-        self.server.shutdown()
-        self.thread.join()
-        self.server.server_close()
-
-    def answer(self, environ: dict[str, Any], start_response: Any) -> Any:
-        line = f"{environ['REQUEST_METHOD']} {environ['PATH_INFO'].partition('/stage1/')[2]}"
-        if self.held and self.held in line:
-            self.holding.set()
-            assert self.release.wait(SECONDS)
-        if not self.is_up:
-            environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
-            raise ConnectionError("the server is down")
-        self.requests.append(line)
-        return self.moto(environ, start_response)
-
-
-@pytest.fixture(scope="module")
-def one_server() -> S3Server:
-    return S3Server()
-
-
 @pytest.fixture
-def server(one_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+def server(stoppable_s3: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr("launch.uploads.LONGEST_PAUSE", 0.2)
     monkeypatch.setattr("launch.uploads.FIRST_PAUSE", 0.1)
-    if not one_server.is_up:
-        one_server.start()
-    yield one_server
-    if one_server.is_up:
-        one_server.stop()
+    return stoppable_s3
 
 
 @pytest.fixture
-def remote(server: S3Server) -> RemoteCheckpoints:
+def remote(server: Any) -> RemoteCheckpoints:
     endpoint = f"http://127.0.0.1:{server.port}"
     storage = StorageConfig(endpoint_url=endpoint, region="us-east-1", max_attempts=1)
     bucket = f"bucket-{uuid.uuid4().hex}"
@@ -125,7 +72,7 @@ def wait_until(condition: Callable[[], object]) -> None:
 
 
 def test_a_checkpoint_is_copied_whole_with_its_manifest_last(
-    server: S3Server,
+    server: Any,
     remote: RemoteCheckpoints,
     uploads: Uploads,
     tmp_path: Path,
@@ -144,7 +91,7 @@ def test_a_checkpoint_is_copied_whole_with_its_manifest_last(
 
 
 def test_what_is_there_already_is_not_sent_again(
-    server: S3Server, remote: RemoteCheckpoints, tmp_path: Path, write_checkpoint: Writer
+    server: Any, remote: RemoteCheckpoints, tmp_path: Path, write_checkpoint: Writer
 ) -> None:
     path = write_checkpoint(tmp_path, 1)
     remote.send(path, path.name)
@@ -154,7 +101,7 @@ def test_what_is_there_already_is_not_sent_again(
 
 
 def test_the_newest_are_kept_and_leftovers_of_killed_uploads_go(
-    server: S3Server, remote: RemoteCheckpoints, tmp_path: Path, write_checkpoint: Writer
+    server: Any, remote: RemoteCheckpoints, tmp_path: Path, write_checkpoint: Writer
 ) -> None:
     for step in (1, 2, 3, 9):  # 9 turned out to be damaged: it does not count, nor is it touched
         path = write_checkpoint(tmp_path, step)
@@ -173,7 +120,7 @@ def test_the_newest_are_kept_and_leftovers_of_killed_uploads_go(
 
 
 def test_a_waiting_checkpoint_gives_way_to_a_newer_one(
-    server: S3Server,
+    server: Any,
     remote: RemoteCheckpoints,
     uploads: Uploads,
     tmp_path: Path,
@@ -192,7 +139,7 @@ def test_a_waiting_checkpoint_gives_way_to_a_newer_one(
 
 
 def test_a_checkpoint_that_the_run_removes_is_uploaded_all_the_same(
-    server: S3Server,
+    server: Any,
     remote: RemoteCheckpoints,
     uploads: Uploads,
     tmp_path: Path,
@@ -211,7 +158,7 @@ def test_a_checkpoint_that_the_run_removes_is_uploaded_all_the_same(
 
 
 def test_an_outage_in_the_middle_of_an_upload_leaves_whole_copies_only(
-    server: S3Server,
+    server: Any,
     remote: RemoteCheckpoints,
     uploads: Uploads,
     tmp_path: Path,
@@ -237,7 +184,7 @@ def test_an_outage_in_the_middle_of_an_upload_leaves_whole_copies_only(
 
 
 def test_what_is_not_uploaded_at_the_end_is_named_and_sent_by_the_next_run(
-    server: S3Server,
+    server: Any,
     remote: RemoteCheckpoints,
     uploads: Uploads,
     tmp_path: Path,
@@ -303,7 +250,7 @@ def test_a_damaged_copy_is_replaced_when_its_step_is_reached_again(
 
 
 def test_only_a_newer_copy_is_fetched(
-    server: S3Server, remote: RemoteCheckpoints, tmp_path: Path, write_checkpoint: Writer
+    server: Any, remote: RemoteCheckpoints, tmp_path: Path, write_checkpoint: Writer
 ) -> None:
     path = write_checkpoint(tmp_path / "one", 2)
     remote.send(path, path.name)
@@ -318,7 +265,7 @@ def test_only_a_newer_copy_is_fetched(
 
 
 def test_without_the_remote_place_a_run_needs_a_checkpoint_of_its_own(
-    server: S3Server,
+    server: Any,
     remote: RemoteCheckpoints,
     tmp_path: Path,
     write_checkpoint: Writer,
@@ -350,7 +297,7 @@ assert not uploads.finish(0)
 
 
 def test_an_upload_that_hangs_does_not_keep_the_process_from_ending(
-    server: S3Server, remote: RemoteCheckpoints, tmp_path: Path, write_checkpoint: Writer
+    server: Any, remote: RemoteCheckpoints, tmp_path: Path, write_checkpoint: Writer
 ) -> None:
     server.held = "PUT step"
     arguments = [remote.config.address, f"http://127.0.0.1:{server.port}"]

@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from t2i.console import MetricsFile
+from t2i.console import MetricsFile, get_logger
+
+logger = get_logger("wandb")
 
 
 def drop_lines_after(path: Path, step: int) -> None:
@@ -59,7 +61,8 @@ class WandB:
     """A run's page on Weights & Biases: its config, its metrics, the samples of skipped steps.
 
     The run's folder holds the page's id (``wandb_id``), so a run that goes on does so on its page.
-    The steps since its checkpoint are then logged again: the x axis is the field ``step``.
+    The steps since its checkpoint are then logged again: the x axis is the field ``step``. A page
+    that cannot be opened online is kept on disk, because the other processes train already.
     """
 
     def __init__(self, folder: Path, mode: str, name: str, settings: Mapping[str, Any]) -> None:
@@ -73,14 +76,29 @@ class WandB:
         if not id_file.exists():
             id_file.write_text(uuid.uuid4().hex)
         self.folder, self.num_skipped = folder, 0
-        self.run = wandb.init(
-            dir=folder,
-            mode=mode,
-            name=name,
-            id=id_file.read_text(),
-            resume="allow",
-            config=dict(settings),
-        )
+
+        def start(mode: str) -> Any:
+            return wandb.init(
+                dir=folder,
+                mode=mode,
+                name=name,
+                id=id_file.read_text(),
+                resume="allow",
+                config=dict(settings),
+            )
+
+        try:
+            self.run = start(mode)
+        except Exception as error:  # wandb has no common class for what a network can do
+            if mode != "online":
+                raise
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            logger.warning(
+                "Weights & Biases is not reached (%s): this run is logged offline; later send it with "
+                "wandb sync %s/wandb/offline-run-*",
+                *(reason, folder),
+            )
+            self.run = start("offline")
         self.run.define_metric("*", step_metric="step")
 
     def write(self, fields: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from t2i.training.monitoring import reporter as reporter_module
 from t2i.training.monitoring.reporter import Reporter, drop_lines_after, flat_fields
 
 
@@ -71,6 +72,31 @@ def test_a_run_that_goes_on_does_so_on_its_own_page(
     assert first["id"] != other["id"]
     assert (first["resume"], first["config"]) == ("allow", {"t2i": {"seed": 3}})
     assert len(wandb.all_of("finish")) == 3
+
+
+def test_without_network_the_run_is_logged_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wandb = Recorder()
+
+    def init(**named: Any) -> Any:
+        if named["mode"] == "online":
+            raise RuntimeError("timed out after 90 s\nmore of it")
+        return wandb.init(**named)
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    warnings: list[str] = []
+    monkeypatch.setattr(
+        reporter_module.logger, "warning", lambda text, *parts: warnings.append(text % parts)
+    )
+    reporter = Reporter(tmp_path, 0, "online", "stage 1", {})
+    reporter.write({"step": 1})
+    assert [named["mode"] for _, named in wandb.all_of("init")] == ["offline"]
+    assert [fields for (fields,), _ in wandb.all_of("log")] == [{"step": 1}]
+    (warning,) = warnings
+    assert "(timed out after 90 s)" in warning
+    assert f"wandb sync {tmp_path}/wandb/offline-run-*" in warning
+    assert "\n" not in warning
 
 
 def test_files_of_skipped_samples_are_sent_when_there_are_more(
