@@ -1,5 +1,5 @@
-"""Proves the cluster files: under a make-believe SLURM of two nodes a run survives a rank that is killed, is
-queued again after SIGTERM, and ends; what cannot be run here is parsed by those who read it."""
+"""Proves the cluster files: under a make-believe SLURM of two nodes a run survives a rank that is killed and
+a head that is stopped and comes again, is queued again after SIGTERM, and ends; what cannot be run here is parsed by those who read it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from data_pipeline.shards import Sample
 
 REPO = Path(__file__).resolve().parents[2]
 CLUSTER = REPO / "launch" / "cluster"
-STEPS = 120
+STEPS = 200
 CONFIG = """
 data_pipeline:
   loader: {datasets: [{path: FOLDER/latents}], labels: true, num_workers: 0}
@@ -90,6 +90,7 @@ def sbatch(config: Path) -> Iterator[Callable[[], subprocess.Popen[str]]]:
         "SLURM_JOB_NODELIST": "node-[0-1]",
         "SLURM_NNODES": "2",
         "PROCESSES_PER_NODE": "1",
+        "PAUSE_SECONDS": "1",
     }
     script = [str(CLUSTER / "slurm.sbatch"), "--stage", "1", "--config", str(config)]
     jobs: list[subprocess.Popen[str]] = []
@@ -125,8 +126,23 @@ def descendants(job: subprocess.Popen[str], name: str) -> list[psutil.Process]:
     return [child for child in children if any(name in part for part in child.cmdline()[:3])]
 
 
+def restart_head(job: subprocess.Popen[str], log: Path) -> subprocess.Popen[str]:
+    """Stop the head as a scheduler does that evicts its pod, and start the pod again."""
+    nodes = descendants(job, "node.sh")
+    (head,) = (node for node in nodes if node.environ().get("NODE_RANK") == "0")
+    command, environment = head.cmdline(), head.environ()
+    head.send_signal(signal.SIGTERM)
+    while head.is_running() and head.status() != psutil.STATUS_ZOMBIE:
+        assert job.poll() is None
+        time.sleep(0.05)
+    file = log.open("a")
+    return subprocess.Popen(
+        command, cwd=REPO, env=environment, stdout=file, stderr=file, text=True
+    )
+
+
 @pytest.mark.slow
-def test_a_run_survives_a_killed_rank_and_a_stop(
+def test_a_run_survives_a_killed_rank_a_lost_head_and_a_stop(
     config: Path, sbatch: Callable[[], subprocess.Popen[str]]
 ) -> None:
     job = sbatch()
@@ -137,9 +153,17 @@ def test_a_run_survives_a_killed_rank_and_a_stop(
 
     wait_for_step(config, newest_step(config) + 30, job)
     assert ranks[0].pid not in [rank.pid for rank in descendants(job, "train_t2i.py")]
-    srun = descendants(job, str(config.parent / "srun"))[0]
-    srun.send_signal(signal.SIGTERM)
     log = config.parent / "job.log"
+    new_head = restart_head(job, log)
+    try:
+        wait_for_step(config, newest_step(config) + 30, job)
+        assert "node 1: torchrun ended with 1" in log.read_text()
+        new_head.send_signal(signal.SIGTERM)
+        srun = descendants(job, str(config.parent / "srun"))[0]
+        srun.send_signal(signal.SIGTERM)
+        assert new_head.wait(timeout=300) == 75
+    finally:
+        new_head.kill()
     assert job.wait(timeout=300) == 75, log.read_text()[-5000:]
     assert (config.parent / "requeued").read_text().split() == [str(os.getpid())]
     assert newest_step(config) < STEPS
@@ -168,9 +192,10 @@ def test_the_kubernetes_job_fits_together() -> None:
     name = service["metadata"]["name"]
     assert pod["subdomain"] == name
     assert environment["HEAD"].startswith(f"{job['metadata']['name']}-0.{name}:")
-    on_exit_codes = spec["podFailurePolicy"]["rules"][0]["onExitCodes"]
-    assert on_exit_codes["values"] == [75]
-    assert on_exit_codes["containerName"] == container["name"]
+    by_codes = [rule for rule in spec["podFailurePolicy"]["rules"] if "onExitCodes" in rule]
+    actions = {rule["action"]: rule["onExitCodes"]["values"] for rule in by_codes}
+    assert actions == {"FailJob": [2], "Ignore": [75]}
+    assert {rule["onExitCodes"]["containerName"] for rule in by_codes} == {container["name"]}
     assert {volume["name"] for volume in pod["volumes"]} == {
         mount["name"] for mount in container["volumeMounts"]
     }
