@@ -111,9 +111,7 @@ def one_stoppable_s3() -> S3Server:
 
 
 @pytest.fixture
-def stoppable_s3(
-    one_stoppable_s3: S3Server, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[S3Server]:
+def stoppable_s3(one_stoppable_s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
     """A server of S3 that runs, with credentials set; see `S3Server`."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")

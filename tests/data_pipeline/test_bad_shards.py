@@ -225,7 +225,9 @@ def test_a_ledger_that_is_gone_names_its_shard(latents: str) -> None:
     next(Path(latents).rglob("*00002*.parquet")).rename(path.parent / "elsewhere")
     for other in Path(latents).rglob("*00002*.parquet"):
         other.unlink()
-    with pytest.raises(FileNotFoundError, match=f"{path.name}: .*; make it again, or go on without"):
+    with pytest.raises(
+        FileNotFoundError, match=f"{path.name}: .*; make it again, or go on without"
+    ):
         list(islice(loader, 60))
 
 

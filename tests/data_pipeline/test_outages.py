@@ -44,9 +44,9 @@ def remote(stoppable_s3: Any, tmp_path: Path) -> tuple[str, StorageConfig]:
         cache_folder=str(tmp_path / "cache"),
     )
     bucket = f"bucket-{uuid.uuid4().hex}"
-    boto3.client(
-        "s3", endpoint_url=storage.endpoint_url, region_name=storage.region
-    ).create_bucket(Bucket=bucket)
+    boto3.client("s3", endpoint_url=storage.endpoint_url, region_name=storage.region).create_bucket(
+        Bucket=bucket
+    )
     return f"s3://{bucket}/latents", storage
 
 

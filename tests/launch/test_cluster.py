@@ -136,9 +136,7 @@ def restart_head(job: subprocess.Popen[str], log: Path) -> subprocess.Popen[str]
         assert job.poll() is None
         time.sleep(0.05)
     file = log.open("a")
-    return subprocess.Popen(
-        command, cwd=REPO, env=environment, stdout=file, stderr=file, text=True
-    )
+    return subprocess.Popen(command, cwd=REPO, env=environment, stdout=file, stderr=file, text=True)
 
 
 @pytest.mark.slow
@@ -172,6 +170,44 @@ def test_a_run_survives_a_killed_rank_a_lost_head_and_a_stop(
     assert newest_step(config) == STEPS
     lines = (config.parent / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == list(range(1, STEPS + 1))
+
+
+def run_node(
+    python: Path | None, *arguments: str, **settings: str
+) -> subprocess.CompletedProcess[str]:
+    """Run node.sh as the only node, with another ``python`` if one is given."""
+    folders = [*([python.parent] if python else []), Path(sys.executable).parent]
+    environment = {
+        **os.environ,
+        "PATH": ":".join([*map(str, folders), os.environ["PATH"]]),
+        "PYTHONPATH": str(REPO),
+        **{"NUM_NODES": "1", "NODE_RANK": "0", "HEAD": "127.0.0.1:0", "RUN_ID": "1"},
+        **{"PROCESSES_PER_NODE": "1", "PAUSE_SECONDS": "0", **settings},
+    }
+    command = ["bash", str(CLUSTER / "node.sh"), "--stage", "1", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+
+
+def test_wrong_settings_end_a_node_with_2_at_once() -> None:
+    done = run_node(None, "--set", "t2i.training.nonsense=1", MAX_RESTARTS="0")
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("error: ") == 1
+    assert "nonsense" in done.stderr
+
+
+@pytest.mark.parametrize(("codes", "expected"), [("1 0", 0), ("1 2", 2), ("1 75 1", 1)])
+def test_a_node_starts_torchrun_again(codes: str, expected: int, tmp_path: Path) -> None:
+    """Against a make-believe python that ends with one code after the other."""
+    (tmp_path / "codes").write_text("\n".join([*codes.split(), ""]))
+    python = tmp_path / "python"
+    python.write_text(
+        '#!/usr/bin/env bash\ncd "$(dirname "$0")"\ncode=$(head -n 1 codes)\n'
+        'sed -i 1d codes\nexit "$code"\n'
+    )
+    python.chmod(0o755)
+    done = run_node(python, MAX_STARTS="3")
+    assert done.returncode == expected, done.stderr
+    assert (tmp_path / "codes").read_text() == ""
 
 
 def test_the_deepspeed_launcher_reads_the_hostfile() -> None:

@@ -4,10 +4,8 @@ nothing stops training, and that a fresh machine goes on from the newest whole c
 from __future__ import annotations
 
 import logging
-import socket
 import subprocess
 import sys
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
