@@ -60,6 +60,7 @@ def check_fits(sections: BackboneSections, training: TrainingConfig, loader: Loa
     problems = [
         *_model_problems(sections, training, loader),
         *_objective_problems(sections, training, loader),
+        *_patience_problems(training, loader),
     ]
     if problems:
         raise ConfigError(problems[0])
@@ -159,6 +160,16 @@ def _model_problems(
             "empty; set gamma to 0, or name a route"
         )
     return problems
+
+
+def _patience_problems(training: TrainingConfig, loader: LoaderConfig) -> list[str]:
+    is_remote = any("://" in dataset.path for dataset in loader.datasets)
+    if not is_remote or loader.retry_minutes < training.timeout_minutes:
+        return []
+    return [
+        f"data_pipeline.loader.retry_minutes {loader.retry_minutes:g} must be below "
+        f"t2i.training.timeout_minutes {training.timeout_minutes:g}, which ends a run that waits"
+    ]
 
 
 def _objective_problems(

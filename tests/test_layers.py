@@ -43,7 +43,7 @@ LAYERS = (
         "data_pipeline.fetch",
         "data_pipeline.fetch_config",
     ),
-    ("data_pipeline.storage",),
+    ("data_pipeline.storage", "data_pipeline.outages"),
     ("data_pipeline.object_cache",),
     ("t2i.sample", "t2i.evaluate", "t2i.benchmark", "t2i.export"),
     ("t2i.benchmarks.inference", "t2i.benchmarks.training"),
@@ -81,7 +81,7 @@ ALLOWED_IN = {
     "deepspeed": ("t2i.training.engine",),
     "ray": ("data_pipeline", "recaption", "launch"),
     "webdataset": ("data_pipeline", "recaption", "launch"),
-    "boto3": ("data_pipeline.storage",),
+    "boto3": ("data_pipeline.storage", "data_pipeline.outages"),
     "torchvision": (),
 }
 

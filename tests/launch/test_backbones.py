@@ -122,6 +122,13 @@ def test_what_fits_is_let_through(overrides: tuple[str, ...]) -> None:
             (*SIT, *GUIDED, "t2i.training.objective.num_references=25"),
             "num_references 25: the model has 24 classes",
         ),
+        (
+            (
+                "data_pipeline.loader.datasets=[{path: s3://bucket/latents}]",
+                "t2i.training.timeout_minutes=20",
+            ),
+            "retry_minutes 20 must be below t2i.training.timeout_minutes 20, which ends a run",
+        ),
     ],
 )
 def test_what_does_not_fit_is_one_line(overrides: tuple[str, ...], message: str) -> None:

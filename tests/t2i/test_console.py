@@ -1,11 +1,17 @@
-"""Proves that a full disk costs a metrics file whole lines, and the run nothing."""
+"""Proves that a full disk costs a metrics file whole lines, and the run nothing; and that exit codes
+tell what another attempt may not meet."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+
+import pytest
+
+from t2i.console import run_command
 
 
 def test_a_line_that_the_disk_refuses_is_left_out_whole(tmp_path: Path) -> None:
@@ -25,3 +31,14 @@ def test_a_line_that_the_disk_refuses_is_left_out_whole(tmp_path: Path) -> None:
     )
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 3]
     assert f"{path}: a line was not written" in done.stderr
+
+
+@pytest.mark.parametrize(("error", "code"), [(ValueError, 2), (OSError, 2), (TimeoutError, 1)])
+def test_an_error_is_one_line_and_an_exit_code(
+    error: type[Exception], code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main(_: Sequence[str] | None) -> int:
+        raise error("what and why")
+
+    assert run_command(main) == code
+    assert capsys.readouterr().err == "error: what and why\n"
