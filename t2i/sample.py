@@ -18,10 +18,10 @@ among the processes.
 from __future__ import annotations
 
 import argparse
-import csv
+import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ from t2i.encoders.text_config import TextEncoderConfig
 from t2i.encoders.vae_config import VAEConfig
 from t2i.guidance.guidance_config import GuidanceConfig
 from t2i.guidance.methods import METHODS
+from t2i.sampling.prompts import builtin_prompts, read_classes, read_prompts
 from t2i.sampling.sampling_config import SamplingConfig
 
 if TYPE_CHECKING:
@@ -216,61 +217,6 @@ def read_size(text: str) -> tuple[int, int]:
     if len(parts) > 2 or not all(part.isdecimal() for part in parts):
         raise ValueError(f"--size {text}: expected pixels such as 512, or height x width: 512x768")
     return int(parts[0]), int(parts[-1])
-
-
-def read_classes(text: str) -> list[str]:
-    """ "207,360" -> the classes as they stand in metadata, in place of prompts."""
-    classes = text.split(",")
-    if not all(part.isascii() and part.isdecimal() for part in classes):
-        raise ValueError(f"--classes {text}: expected numbers of classes such as 207,360")
-    return [str(int(part)) for part in classes]
-
-
-def read_prompts(prompts: Sequence[str], path: Path | None) -> list[str]:
-    """Prompts of the command line, then those of a file, read by its ending.
-
-    ``.jsonl``: objects with "prompt" (GenEval's metadata); ``.tsv``: a column "Prompt"
-    (PartiPrompts); any other: a prompt a line.
-
-    Raises:
-        ValueError: no prompts, or a line without one; names file and line.
-    """
-    if path is None:
-        return list(prompts)
-    in_file = [prompt for prompt in _prompts_of(path) if prompt]
-    if not in_file:
-        raise ValueError(f"{path}: no prompts in it")
-    return [*prompts, *in_file]
-
-
-def _prompts_of(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8", newline="") as file:
-        if path.suffix == ".tsv":
-            rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-            if "Prompt" not in (rows.fieldnames or ()):
-                raise ValueError(f'{path}:1: expected a column "Prompt"')
-            yield from ((row["Prompt"] or "").strip() for row in rows)
-        elif path.suffix == ".jsonl":
-            for number, line in enumerate(file, start=1):
-                yield _json_prompt(line, f"{path}:{number}") if line.strip() else ""
-        else:
-            yield from (line.strip() for line in file)
-
-
-def _json_prompt(line: str, place: str) -> str:
-    try:
-        return str(json.loads(line)["prompt"])
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f'{place}: expected a JSON object with "prompt"') from None
-
-
-def builtin_prompts(num: int) -> list[str]:
-    """Detailed captions of Shapes scenes, always the same ones."""
-    import numpy as np
-
-    from t2i.shapes import captions, random_scene
-
-    return [captions(random_scene(np.random.default_rng([2, i])))[0] for i in range(num)]
 
 
 def settings_of(config: Config) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import socket
 import subprocess
 import sys
@@ -21,8 +20,8 @@ from t2i.models.sit_config import SiTConfig
 from t2i.models.storage import save_transformer
 from t2i.pipeline import checkpoint_hash
 from t2i.sample import Config as SampleConfig
-from t2i.sample import build_parser, builtin_prompts, main, merge_flags, read_prompts
-from t2i.shapes import parse_caption
+from t2i.sample import build_parser, main, merge_flags
+from t2i.sampling.prompts import builtin_prompts
 
 Run = Callable[..., int]
 
@@ -137,42 +136,6 @@ def test_accelerate_launch_makes_the_same_images(
             assert first.info == second.info
             pairs = zip(first.tobytes(), second.tobytes(), strict=True)
             assert max(abs(a - b) for a, b in pairs) <= 1
-
-
-def test_prompts_come_from_arguments_and_files(tmp_path: Path) -> None:
-    text, lines = tmp_path / "prompts.txt", tmp_path / "prompts.jsonl"
-    text.write_text("a circle\n\n a square \n")
-    lines.write_text(json.dumps({"prompt": "a cross", "tag": "x"}) + "\n")
-    assert read_prompts(["first"], text) == ["first", "a circle", "a square"]
-    assert read_prompts([], lines) == ["a cross"]
-    lines.write_text('{"prompt": "a"}\n{"text": "b"}\n')
-    with pytest.raises(ValueError, match=r"prompts\.jsonl:2: expected a JSON object"):
-        read_prompts([], lines)
-
-
-def test_prompts_of_a_table_keep_their_quotation_marks(tmp_path: Path) -> None:
-    table = tmp_path / "prompts.tsv"
-    table.write_text('Prompt\tCategory\n"G I G" painted\tArts\na dog\tAnimals\n')
-    assert read_prompts([], table) == ['"G I G" painted', "a dog"]
-    table.write_text("Text\na dog\n")
-    with pytest.raises(ValueError, match=r'prompts\.tsv:1: expected a column "Prompt"'):
-        read_prompts([], table)
-
-
-@pytest.mark.parametrize(
-    ("name", "count"), [("evaluation_metadata.jsonl", 553), ("PartiPrompts.tsv", 1632)]
-)
-def test_public_prompt_sets_are_read_whole(name: str, count: int) -> None:
-    path = Path(__file__).parents[3] / "shared/data/prompts" / name
-    if not path.exists():
-        pytest.skip(f"{path} is not there")
-    assert len(set(read_prompts([], path))) == count
-
-
-def test_builtin_prompts_are_shapes_prompts() -> None:
-    prompts = builtin_prompts(20)
-    assert len(set(prompts)) == 20
-    assert all(parse_caption(prompt) for prompt in prompts)
 
 
 def test_another_guidance_does_not_inherit_the_configs_settings(config_file: Path) -> None:
