@@ -147,9 +147,17 @@ def train_stage(
     profile: ProfileSteps | None = None,
 ) -> int:
     """Build the run and train, on every process; returns the exit code."""
+    from torch import distributed
+
     from t2i.training.run import find_checkpoint, resume
     from t2i.training.trainer import train
 
+    wanted, training = training, training.fitted(distributed.get_world_size())
+    if training.micro_batch < wanted.micro_batch:
+        _say(
+            f"micro-batches of {training.micro_batch} samples: t2i.training.micro_batch "
+            f"{wanted.micro_batch} does not divide a process's share of {training.global_batch}"
+        )
     upload, folder = config.launch.upload, Path(stage.folder)
     copies = RemoteCheckpoints(upload, number, config.storage) if upload is not None else None
     saved = find_checkpoint(folder, copies.fetch_newer if copies is not None else None)
