@@ -77,7 +77,6 @@ def test_positions_that_are_missing_learned_or_not_square_are_refused(weights):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_the_grid_rounded_to_half_precision_is_taken(weights, dtype):
-    # wide and long enough that a value rounds by nearly half of eps
     positions = public_weights(CONFIG, grid=16)["pos_embed"].to(dtype)
     convert_state_dict(weights | {"pos_embed": positions}, CONFIG, "file.pt")
     with pytest.raises(ValueError, match="pos_embed is not the fixed sin-cos grid"):
