@@ -44,7 +44,11 @@ class TrainingSubject:
     def step(self, gamma: float) -> None:
         """Forward and backward of all micro-batches, clipping, AdamW, EMA: as the trainer does."""
         objective = FlowMatching(
-            self.config.seed, gamma, self.config.timestep, self.model.patch_size
+            self.config.seed,
+            gamma,
+            self.config.timestep,
+            self.model.patch_size,
+            num_draws=self.model.num_draws,
         )
         for _ in range(self.accumulation):
             condition = self.encode(self.batch.captions)
