@@ -343,6 +343,7 @@ class Trainer:
             self.objective.state,
             self.spikes.norms,
             max((average.updates for average in self.power_averages.values()), default=0),
+            list(self.run.data),
         )
 
     def _request_stop(self, *_: object) -> None:
