@@ -92,7 +92,7 @@ def describe_changes(
     if of_data and changed_data == "refuse":
         key = f"launch.train.stage{stage}"
         line = (
-            f"the order of the data is another one than that of {saved.path}: {of_data}; change it "
+            f"the order of the data has changed since {saved.path}: {of_data}; change it "
             f"back, start a new run (--set {key}.folder=..., and {key}.start_from_run for these "
             "weights), or --set launch.train.changed_data=accept: then samples may be seen twice or "
             "not at all"

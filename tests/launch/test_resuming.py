@@ -155,7 +155,7 @@ def test_another_order_of_the_data_is_refused_unless_accepted(
         write_shard(folder / "latents", "00002")
     else:
         overrides.append(change.replace("FOLDER", str(folder)))
-    with pytest.raises(ValueError, match="the order of the data is another one") as refusal:
+    with pytest.raises(ValueError, match="the order of the data has changed since") as refusal:
         train(folder, *overrides)
     line = str(refusal.value)
     assert named in line
