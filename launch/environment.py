@@ -309,7 +309,7 @@ def _uneven_batch(training: TrainingConfig) -> list[str]:
     from torch import distributed as dist
 
     try:
-        training.accumulation(dist.get_world_size())
+        training.fitted(dist.get_world_size())
     except ValueError as error:
         return [str(error)]
     return []

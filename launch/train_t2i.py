@@ -186,9 +186,17 @@ def train_stage(
     data: Sequence[str] = (),
 ) -> int:
     """Build the run and train, on every process; returns the exit code. ``data``: as of `Run`."""
+    from torch import distributed
+
     from t2i.training.run import find_checkpoint, resume
     from t2i.training.trainer import train
 
+    wanted, training = training, training.fitted(distributed.get_world_size())
+    if training.micro_batch < wanted.micro_batch:
+        _say(
+            f"micro-batches of {training.micro_batch} samples: t2i.training.micro_batch "
+            f"{wanted.micro_batch} does not divide a process's share of {training.global_batch}"
+        )
     upload, folder = config.launch.upload, Path(stage.folder)
     copies = RemoteCheckpoints(upload, number, config.storage) if upload is not None else None
     saved = find_checkpoint(folder, copies.fetch_newer if copies is not None else None)
@@ -202,7 +210,7 @@ def train_stage(
                 _say(line)
             start = resume(saved, training.power_averages)
         else:
-            start = fresh_start(number, stage)
+            start = fresh_start(number, stage, copies_to_start_from(config, stage))
         for path in set_aside_snapshots(folder, start.step):
             _say(f"set aside, of a branch of the run that was left: {path}")
         run = build_run(number, stage, training, loader, config, start, device)
@@ -213,8 +221,18 @@ def train_stage(
         return EXIT_STOPPED
 
 
-def fresh_start(number: int, stage: StageConfig) -> Start:
+def copies_to_start_from(config: Config, stage: StageConfig) -> RemoteCheckpoints | None:
+    """The copies of stage 1, if the stage starts from its run and there are copies."""
+    upload, first = config.launch.upload, config.launch.stage1.folder
+    if upload is None or stage.start_from_run != first:
+        return None
+    return RemoteCheckpoints(upload, 1, config.storage)
+
+
+def fresh_start(number: int, stage: StageConfig, copies: RemoteCheckpoints | None = None) -> Start:
     """Where a stage without a checkpoint of its own starts from; says so in one line.
+
+    ``copies`` of the run to start from are fetched when they are newer than what is here.
 
     Raises:
         ConfigError: the run to start from has no checkpoint and no transformer is named instead.
@@ -225,7 +243,8 @@ def fresh_start(number: int, stage: StageConfig) -> Start:
     from t2i.training.run import Start, find_checkpoint, start_new_run
 
     if stage.start_from_run is not None:
-        saved = find_checkpoint(Path(stage.start_from_run))
+        fetch = copies.fetch_newer if copies is not None else None
+        saved = find_checkpoint(Path(stage.start_from_run), fetch)
         if saved is not None:
             optimizer = "its optimizer" if stage.start_with_optimizer else "a new optimizer"
             _say(f"stage {number} starts from weights and EMA of {saved.path}, with {optimizer}")

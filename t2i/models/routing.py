@@ -86,7 +86,8 @@ def draw_keep(
     if not bernoulli and not isinstance(gamma, Tensor):
         ids_BK = draw_keep_ids(seed, stream, step, sample_ids_B, num_tokens, gamma, device)
         return Kept(ids_BK)
-    gammas = gamma.tolist() if isinstance(gamma, Tensor) else [gamma] * len(sample_ids_B)
+    gammas = [gamma] * len(sample_ids_B) if not isinstance(gamma, Tensor) else gamma.tolist()
+    gammas = [round(value, 6) for value in gammas]  # a float32 of 0.7 is 0.69999999
     counts = [num_kept(num_tokens, value) for value in gammas]
     words_BT = rng.words(seed, stream, step, sample_ids_B.to(device), num_tokens)
     shuffled_BT = words_BT.argsort(dim=1, stable=True)

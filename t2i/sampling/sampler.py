@@ -183,7 +183,8 @@ class GuidedField:
             rows = torch.cat([images + len(images) * conditions.index(one) for one in asked])
             hidden = hidden.select(rows)
         keep_ids = keep_mask = None
-        if num_kept(num_tokens, batch[0].gamma) < num_tokens:
+        gamma = batch[0].gamma
+        if (self.bernoulli and gamma > 0) or num_kept(num_tokens, gamma) < num_tokens:
             kept = self._keep(batch, num_tokens, step)
             keep_ids, keep_mask = kept.ids_BK, kept.mask_BK
         return self.networks[name].from_route(

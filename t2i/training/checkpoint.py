@@ -57,6 +57,7 @@ class TrainingState:
         optimizer_steps: updates that Adam's moments have seen.
         ema_updates: updates that the EMA has seen.
         power_updates: updates that each power average has seen.
+        skipped_in_a_row: of the skipped steps, those since the last update.
         skipped: steps without an update, because their gradient was refused.
         objective: what moves in the objective, such as lambda; {} = nothing.
         gradient_norms: that spikes are told by, oldest first; see `spikes.SpikeGuard`.
@@ -70,6 +71,7 @@ class TrainingState:
     objective: Mapping[str, float | None] = field(default_factory=dict)
     gradient_norms: Sequence[float] = field(default_factory=list)
     power_updates: int = 0
+    skipped_in_a_row: int = 0
     data: Sequence[str] = field(default_factory=list)
 
 

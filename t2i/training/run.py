@@ -33,6 +33,7 @@ class Start:
         optimizer_steps: updates that the moments have seen.
         ema_updates: updates that the EMA has seen.
         power_updates: updates that the power averages have seen.
+        skipped_in_a_row: steps without an update since the last one.
         step: steps that this run has done.
         skipped: those of them without an update.
         objective: where the objective's state stands; {} = at its start.
@@ -47,6 +48,7 @@ class Start:
     optimizer_steps: int = 0
     ema_updates: int = 0
     power_updates: int = 0
+    skipped_in_a_row: int = 0
     step: int = 0
     skipped: int = 0
     objective: Mapping[str, float | None] = field(default_factory=dict)
@@ -121,6 +123,7 @@ def resume(saved: Checkpoint, power_widths: Sequence[float]) -> Start:
         start,
         power_averages={width: saved.tensors(power_kind(width)) for width in power_widths},
         power_updates=state.power_updates,
+        skipped_in_a_row=state.skipped_in_a_row,
         step=state.step,
         skipped=state.skipped,
         objective=state.objective,

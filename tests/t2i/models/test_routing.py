@@ -99,6 +99,12 @@ def test_one_gamma_for_all_is_the_fixed_draw_without_a_mask():
     assert torch.equal(kept.ids_BK, draw_keep_ids(0, "route", 0, IDS, 64, 0.5))
 
 
+@pytest.mark.parametrize(("gamma", "num_tokens"), [(0.7, 400), (0.29, 100), (0.9, 400), (0.5, 256)])
+def test_a_gamma_per_sample_in_float32_keeps_what_the_number_keeps(gamma, num_tokens):
+    kept = draw_keep(0, "route", 0, IDS[:2], num_tokens, torch.tensor([gamma, gamma]))
+    assert torch.equal(kept.ids_BK, draw_keep_ids(0, "route", 0, IDS[:2], num_tokens, gamma))
+
+
 def test_bernoulli_counts_are_binomial():
     # mean and variance of binomial(64, 0.25) over 4,000 samples, within 6 standard errors
     kept = draw_keep(0, "route", 0, torch.arange(4000), 64, 0.75, bernoulli=True)
