@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from t2i.batch import TrainingBatch
-from t2i.benchmarks.benchmark_config import BenchmarkConfig
+from t2i.benchmarks.benchmark_config import LATENT_DOWNSAMPLE, BenchmarkConfig
 from t2i.benchmarks.rows import Case
 from t2i.encoders.text import TextStates, load_text_encoder
 from t2i.encoders.text_config import TextEncoderConfig
@@ -26,7 +26,6 @@ from t2i.training.training_config import TrainingConfig
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-LATENT_DOWNSAMPLE = 8
 WORD = "circle "  # at least one token
 
 
