@@ -66,10 +66,11 @@ class Run:
         validation: this rank's held-out batches, equally many on each rank; may be empty.
         start: from `resume` when ``folder`` has a checkpoint.
         samples: what to sample every ``config.sample_every`` steps; None = nothing.
-        settings: the resolved config, stored beside each checkpoint (YAML).
+        settings: the resolved config of this stage, stored beside each checkpoint (YAML).
         on_checkpoint: called by rank 0 with each new checkpoint's folder, say to copy it elsewhere;
             must return soon and raise nothing.
         profile: steps to trace; None = none.
+        data: tells each dataset's shards by their sizes, stored in each checkpoint; () = not known.
     """
 
     name: str
@@ -84,6 +85,7 @@ class Run:
     samples: ValidationSamples | None = None
     on_checkpoint: Callable[[Path], None] | None = None
     profile: ProfileSteps | None = None
+    data: Sequence[str] = ()
 
 
 # (folder of checkpoints, its newest or None) -> a newer one, copied there from elsewhere, or the same

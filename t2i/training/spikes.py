@@ -111,6 +111,6 @@ class SkippedSteps:
         if self.in_a_row >= self.most_in_a_row:
             raise ValueError(
                 f"{self.in_a_row} steps in a row had gradients that were refused (the last one: "
-                f"{problem}); look at the samples in {self.file}, go on from a checkpoint with a lower "
-                "learning_rate, or raise max_gradient_norm_ratio if the norms are right"
+                f"{problem}); look at the samples in {self.file}, go back to a checkpoint (the same "
+                "command with --from-step N) and go on with a lower learning_rate, or raise max_gradient_norm_ratio if the norms are right"
             )

@@ -350,6 +350,7 @@ class Trainer:
             self.spikes.norms,
             max((average.updates for average in self.power_averages.values()), default=0),
             self.skipped.in_a_row,
+            list(self.run.data),
         )
 
     def _request_stop(self, *_: object) -> None:
