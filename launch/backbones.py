@@ -153,6 +153,12 @@ def _model_problems(
         problems.append(
             "t2i.models.sit.prediction: every objective teaches a velocity; set it to velocity"
         )
+    held_out = loader.held_out * len(loader.datasets)
+    if sections.launch.validation_samples > held_out:
+        problems.append(
+            f"launch.train.validation_samples {sections.launch.validation_samples}: only {held_out} "
+            "samples are held out; set data_pipeline.loader.held_out (of each dataset) higher"
+        )
     routes = {"tr_dit": sections.tr_dit.routes, "sit": sections.sit.routes}
     if training.gamma > 0 and name in routes and not routes[name]:
         problems.append(

@@ -85,6 +85,9 @@ class LaunchConfig(Section):
     # checkpoints, less those that are there. With less it fails, or only says so.
     min_free_disk_gb: float | None = Field(default=None, ge=0)
     little_disk: Literal["fail", "warn"] = "fail"
+    # A run that goes on with another order of its data (other shards, weights, seed, batch): refuse,
+    # or accept that samples may be seen twice or not at all.
+    changed_data: Literal["refuse", "accept"] = "refuse"
 
     def stage(self, number: Literal[1, 2]) -> StageConfig:
         """The stage by its number on the command line."""

@@ -2,7 +2,7 @@
 
     ranks     the same code, versions and settings everywhere; as many processes per node as planned
     folder    writable by all processes, one and the same for all of them, room for checkpoints
-    data      each dataset opens on each node, with its filter
+    data      each dataset opens on each node, with its filter, and has the same shards everywhere
 
 Each process looks for itself, then all of them learn of the problems and stop together. The first
 process names them, the others end silently.
@@ -18,6 +18,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from data_pipeline.loader_config import LoaderConfig
 from data_pipeline.storage import StorageConfig
 from launch.config import LaunchConfig
 from t2i.config import REPO_FOLDER, ConfigError
+from t2i.training.checkpoint import checkpoint_paths
 from t2i.training.memory import checkpoint_bytes, snapshots_bytes
 from t2i.training.training_config import TrainingConfig
 
@@ -40,6 +42,19 @@ Check = Callable[[], Sequence[str]]
 
 class StartError(ConfigError):
     """The machines or their settings do not fit the run; the message names rank and node."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a start that may go on has found.
+
+    Attributes:
+        warnings: lines for the user.
+        data: tells the shards of each dataset, see `data_pipeline.catalogs.describe_shards`.
+    """
+
+    warnings: Sequence[str]
+    data: Sequence[str]
 
 
 def check_own_devices() -> None:
@@ -73,8 +88,8 @@ def check_environment(
     loader: LoaderConfig,
     storage: StorageConfig,
     launch: LaunchConfig,
-) -> list[str]:
-    """All checks, called by all processes together; returns warnings.
+) -> Checked:
+    """All checks, called by all processes together.
 
     Args:
         settings: YAML of the resolved config, with the stage.
@@ -87,9 +102,9 @@ def check_environment(
     """
     from torch import distributed as dist
 
-    _stop_if(_unequal(_all_facts(settings)))
+    stop_if(_unequal(_all_facts(settings)))
     rank, is_first_of_node = dist.get_rank(), os.environ.get("LOCAL_RANK", "0") == "0"
-    _stop_if(_gathered(lambda: _uneven_batch(training) if rank == 0 else []))
+    stop_if(_gathered(lambda: _uneven_batch(training) if rank == 0 else []))
     token = [uuid.uuid4().hex]
     dist.broadcast_object_list(token, src=0)
     problems = _gathered(lambda: write_token(folder, token[0], rank))
@@ -97,13 +112,17 @@ def check_environment(
     own = folder / _token_name(token[0], rank)
     if own.exists():
         own.unlink()
-    _stop_if(problems)
-    _stop_if(_gathered(lambda: unreadable_data(loader, storage) if is_first_of_node else []))
+    stop_if(problems)
+    data: list[str] = []
+    stop_if(_gathered(lambda: look_at_data(loader, storage, data) if is_first_of_node else []))
+    of_first = [data]
+    dist.broadcast_object_list(of_first, src=0)
+    stop_if(_gathered(lambda: other_data(loader, data, of_first[0])))
     warnings = _gathered(
         lambda: little_disk(folder, num_parameters, training, launch) if rank == 0 else []
     )
-    _stop_if(warnings if launch.little_disk == "fail" else [])
-    return warnings
+    stop_if(warnings if launch.little_disk == "fail" else [])
+    return Checked(warnings, of_first[0])
 
 
 def facts_of_this_process(settings: str) -> dict[str, str]:
@@ -119,7 +138,7 @@ def facts_of_this_process(settings: str) -> dict[str, str]:
         "processes per node": _local_size(),
         "the kind of device": "cuda" if torch.cuda.is_available() else "cpu",
     }
-    return facts | dict(_flat(yaml.safe_load(settings)))
+    return facts | dict(flatten(yaml.safe_load(settings)))
 
 
 def code_hash() -> str:
@@ -156,14 +175,14 @@ def read_token(folder: Path, token: str) -> list[str]:
     ]
 
 
-def unreadable_data(loader: LoaderConfig, storage: StorageConfig) -> list[str]:
-    """Open each dataset as the loader does, with its filter."""
-    from data_pipeline.catalogs import open_catalog
+def look_at_data(loader: LoaderConfig, storage: StorageConfig, data: list[str]) -> list[str]:
+    """Open each dataset as the loader does, with its filter; append what tells its shards to data."""
+    from data_pipeline.catalogs import describe_shards, open_catalog
 
     problems = []
     for dataset in loader.datasets:
         try:
-            open_catalog(dataset, loader, storage)
+            data.append(describe_shards(open_catalog(dataset, loader, storage)))
         # whatever keeps data from being read: no network, no credentials, no such bucket
         except Exception as error:
             way_out = (
@@ -178,6 +197,16 @@ def unreadable_data(loader: LoaderConfig, storage: StorageConfig) -> list[str]:
     return problems
 
 
+def other_data(loader: LoaderConfig, data: Sequence[str], of_first: Sequence[str]) -> list[str]:
+    """Compare what this process has looked at, if anything, with what the first process has."""
+    return [
+        f"{dataset.path} has {own}, but {expected} for rank 0; give all nodes the same data, and start "
+        "when nothing writes to it any more"
+        for dataset, own, expected in zip(loader.datasets, data, of_first, strict=False)
+        if own != expected
+    ]
+
+
 def little_disk(
     folder: Path, num_parameters: int, training: TrainingConfig, launch: LaunchConfig
 ) -> list[str]:
@@ -189,8 +218,8 @@ def little_disk(
     """
     one = checkpoint_bytes(num_parameters, training)
     most = training.keep_checkpoints + (1 if launch.upload is None else 3)
-    there = min(len(list(folder.glob("checkpoints/step-*"))), most - 1)
-    num_snapshots = len(list(folder.glob("snapshots/step-*")))
+    there = min(len(checkpoint_paths(folder / "checkpoints")), most - 1)
+    num_snapshots = len(checkpoint_paths(folder / "snapshots"))
     snapshots = snapshots_bytes(num_parameters, training, num_snapshots)
     needed = float((most - there) * one + snapshots)
     asked_by, way_out = f"checkpoints of {one / 1e9:.1f} GB each", "t2i.training.keep_checkpoints"
@@ -245,7 +274,13 @@ def _gathered(check: Check) -> list[str]:
     return [problem for of_rank in problems for problem in of_rank]
 
 
-def _stop_if(problems: Sequence[str]) -> None:
+def stop_if(problems: Sequence[str]) -> None:
+    """End all processes when there are problems; the first process alone names them.
+
+    Raises:
+        StartError: on the first process.
+        SystemExit: on the other processes, with code 2.
+    """
     from torch import distributed as dist
 
     if not problems:
@@ -274,16 +309,16 @@ def _uneven_batch(training: TrainingConfig) -> list[str]:
     from torch import distributed as dist
 
     try:
-        training.accumulation(dist.get_world_size())
+        training.fitted(dist.get_world_size())
     except ValueError as error:
         return [str(error)]
     return []
 
 
-def _flat(tree: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
+def flatten(tree: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
     """("t2i.training.steps", "200") of each value of a nested mapping."""
     for key, value in tree.items():
         if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", repr(value)

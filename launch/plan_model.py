@@ -104,7 +104,7 @@ def make_job(
     pixels = LATENT_DOWNSAMPLE * model.patch_size
     if resolution % pixels:
         raise ConfigError(f"{name}: resolution {resolution} must be a multiple of {pixels}")
-    micro_batch = largest_divisor(training.global_batch // num_gpus, training.micro_batch)
+    micro_batch = training.fitted(num_gpus).micro_batch
     return Job(name, model, training, plan, num_gpus, resolution, text_tokens, micro_batch)
 
 

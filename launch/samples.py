@@ -10,7 +10,7 @@ from launch.config import LaunchConfig, StageConfig
 from t2i.config import ConfigError
 from t2i.encoders.vae_config import VAEConfig
 from t2i.guidance.methods import METHODS, make_guidance
-from t2i.sample import read_prompts
+from t2i.sampling.prompts import read_prompts
 from t2i.training.training_config import TrainingConfig
 
 if TYPE_CHECKING:

@@ -8,11 +8,13 @@
     python launch/train_t2i.py --stage 1 --set launch.train.stage1.training.steps=100
     deepspeed --num_gpus 8 launch/train_t2i.py --stage 1 --config configs/imagenet_sit_xl2_mg.yaml
     deepspeed launch/train_t2i.py --stage 1 --profile 10:12     trace of two steps, in <run>/profile
+    python launch/train_t2i.py --stage 1 --from-step 100        go back: the next start goes on there
 
 launch.train.model chooses the backbone, t2i.training.objective what it is trained on.
 The same command goes on from the newest whole checkpoint; of a finished run it says so and exits
 with 0. SIGTERM to the processes saves a checkpoint and exits with 75. A process that hangs for
-t2i.training.timeout_minutes is named, and the run ends with 70. With
+t2i.training.timeout_minutes is named, and the run ends with 70. Settings that have changed since the
+checkpoint are said; another order of the data is refused (launch.train.changed_data). With
 
     --set launch.train.upload.address=s3://bucket/prefix
 
@@ -42,6 +44,12 @@ from launch.backbones import (
 )
 from launch.config import StageConfig, stage_section
 from launch.environment import check_environment, check_own_devices
+from launch.resuming import (
+    changes_since,
+    describe_changes,
+    go_back_together,
+    set_aside_snapshots,
+)
 from launch.samples import build_samples, check_samples
 from launch.uploads import RemoteCheckpoints, uploading
 from t2i.config import (
@@ -83,10 +91,18 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--stage", type=int, choices=(1, 2), required=True, help="which stage")
-    parser.add_argument(
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument(
         "--check",
         action="store_true",
         help="check machines, folder, disk and data as every start does; exit with 0 or 2",
+    )
+    instead.add_argument(
+        "--from-step",
+        type=int,
+        metavar="N",
+        help="do not train, but set aside what the stage saved after step N (checkpoints, copies of "
+        "them, snapshots; nothing is deleted), so that every later start goes on from step N",
     )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # deepspeed adds it
     parser.add_argument(
@@ -118,8 +134,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = start_processes(training.timeout_minutes)
     try:
         _say(describe_config(args))
-        warnings = check_environment(
-            settings=f"stage: {args.stage}\n{dump_config(config)}",
+        if args.from_step is not None:
+            return go_back(args.stage, stage, args.from_step, config)
+        checked = check_environment(
+            settings=stage_settings(args.stage, training, loader, config),
             folder=Path(stage.folder),
             num_parameters=count_parameters(config),
             training=training,
@@ -127,14 +145,34 @@ def main(argv: Sequence[str] | None = None) -> int:
             storage=config.storage,
             launch=config.launch,
         )
-        for warning in warnings:
+        for warning in checked.warnings:
             _say(f"warning: {warning}")
         if args.check:
             _say(f"stage {args.stage} can start in {stage.folder}")
             return 0
-        return train_stage(args.stage, stage, training, loader, config, device, profile)
+        return train_stage(
+            args.stage, stage, training, loader, config, device, profile, checked.data
+        )
     finally:
         stop_processes()
+
+
+def go_back(number: int, stage: StageConfig, step: int, config: Config) -> int:
+    """Set aside what a stage saved after a step; returns the exit code."""
+    upload = config.launch.upload
+    copies = RemoteCheckpoints(upload, number, config.storage) if upload is not None else None
+    for path in go_back_together(Path(stage.folder), step, copies):
+        _say(f"set aside: {path}")
+    _say(f"stage {number} goes on from step {step}: start it without --from-step")
+    return 0
+
+
+def stage_settings(
+    number: int, training: TrainingConfig, loader: LoaderConfig, config: Config
+) -> str:
+    """YAML of what a stage really runs with: the number, and the config with its differences."""
+    merged = config.model_copy(update={"training": training, "loader": loader})
+    return f"stage: {number}\n{dump_config(merged)}"
 
 
 def train_stage(
@@ -145,11 +183,20 @@ def train_stage(
     config: Config,
     device: torch.device,
     profile: ProfileSteps | None = None,
+    data: Sequence[str] = (),
 ) -> int:
-    """Build the run and train, on every process; returns the exit code."""
+    """Build the run and train, on every process; returns the exit code. ``data``: as of `Run`."""
+    from torch import distributed
+
     from t2i.training.run import find_checkpoint, resume
     from t2i.training.trainer import train
 
+    wanted, training = training, training.fitted(distributed.get_world_size())
+    if training.micro_batch < wanted.micro_batch:
+        _say(
+            f"micro-batches of {training.micro_batch} samples: t2i.training.micro_batch "
+            f"{wanted.micro_batch} does not divide a process's share of {training.global_batch}"
+        )
     upload, folder = config.launch.upload, Path(stage.folder)
     copies = RemoteCheckpoints(upload, number, config.storage) if upload is not None else None
     saved = find_checkpoint(folder, copies.fetch_newer if copies is not None else None)
@@ -158,19 +205,34 @@ def train_stage(
             _say(f"stage {number} is finished: {saved.path}")
             return 0
         if saved is not None:
+            changes = changes_since(saved, stage_settings(number, training, loader, config), data)
+            for line in describe_changes(saved, changes, number, config.launch.changed_data):
+                _say(line)
             start = resume(saved, training.power_averages)
         else:
-            start = fresh_start(number, stage)
+            start = fresh_start(number, stage, copies_to_start_from(config, stage))
+        for path in set_aside_snapshots(folder, start.step):
+            _say(f"set aside, of a branch of the run that was left: {path}")
         run = build_run(number, stage, training, loader, config, start, device)
-        if train(replace(run, on_checkpoint=on_checkpoint, profile=profile)):
+        if train(replace(run, on_checkpoint=on_checkpoint, profile=profile, data=data)):
             _say(f"stage {number} is finished: checkpoints and metrics.jsonl in {stage.folder}")
             return 0
         _say(f"stage {number} was stopped by SIGTERM and has saved; the same command goes on")
         return EXIT_STOPPED
 
 
-def fresh_start(number: int, stage: StageConfig) -> Start:
+def copies_to_start_from(config: Config, stage: StageConfig) -> RemoteCheckpoints | None:
+    """The copies of stage 1, if the stage starts from its run and there are copies."""
+    upload, first = config.launch.upload, config.launch.stage1.folder
+    if upload is None or stage.start_from_run != first:
+        return None
+    return RemoteCheckpoints(upload, 1, config.storage)
+
+
+def fresh_start(number: int, stage: StageConfig, copies: RemoteCheckpoints | None = None) -> Start:
     """Where a stage without a checkpoint of its own starts from; says so in one line.
+
+    ``copies`` of the run to start from are fetched when they are newer than what is here.
 
     Raises:
         ConfigError: the run to start from has no checkpoint and no transformer is named instead.
@@ -181,7 +243,8 @@ def fresh_start(number: int, stage: StageConfig) -> Start:
     from t2i.training.run import Start, find_checkpoint, start_new_run
 
     if stage.start_from_run is not None:
-        saved = find_checkpoint(Path(stage.start_from_run))
+        fetch = copies.fetch_newer if copies is not None else None
+        saved = find_checkpoint(Path(stage.start_from_run), fetch)
         if saved is not None:
             optimizer = "its optimizer" if stage.start_with_optimizer else "a new optimizer"
             _say(f"stage {number} starts from weights and EMA of {saved.path}, with {optimizer}")
@@ -232,7 +295,7 @@ def build_run(
         batches=make_batches(loader, training, config.storage, Path(stage.folder)),
         validation=make_validation(loader, training, config, Path(stage.folder)),
         start=start,
-        settings=dump_config(config),
+        settings=stage_settings(number, training, loader, config),
         device=device,
         samples=build_samples(
             config.launch, stage, training, config.vae, backbone.patch_size, encoder

@@ -2,6 +2,8 @@
 
     ADDRESS/stage1/step-00001000/     the files of the local folder, its manifest last, so that a
                                       copy is complete or absent
+    .../manifest.json.aside-TIME      in place of the manifest of a copy that the run went back behind:
+                                      the copy counts no more, and stays until its step is sent again
 
 Neither an outage nor a slow line stops training: a checkpoint that waits while another one is being
 sent gives way to a newer one, and what failed is tried again until a newer one is there. The files
@@ -25,6 +27,7 @@ from t2i.console import format_seconds, get_logger, progress
 from t2i.training import checkpoint
 from t2i.training.checkpoint import MANIFEST, Checkpoint
 
+ASIDE = f"{MANIFEST}.aside-"
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between attempts; doubled after each
 
 logger = get_logger("uploads")
@@ -76,7 +79,8 @@ class RemoteCheckpoints:
         names = self.names()
         old = [name for name in names if name <= newest][self.config.keep :]
         for name, files in _folders(self.storage.list("step-")).items():
-            if name in old or name not in names:
+            is_aside = any(file.startswith(ASIDE) for file in files)
+            if name in old or (name not in names and not is_aside):
                 for file in sorted(files, key=lambda file: file != MANIFEST):  # the manifest first
                     self.storage.delete(f"{name}/{file}")
 
@@ -92,7 +96,7 @@ class RemoteCheckpoints:
             for name in self.names():
                 if than is not None and name <= than.path.name:
                     break
-                problem = self._fetch(name, folder)
+                problem = self.fetch(name, folder)
                 if problem is None:
                     return checkpoint.open_checkpoint(folder / name)
                 logger.warning("%s/%s is damaged and passed over: %s", self.url, name, problem)
@@ -105,7 +109,31 @@ class RemoteCheckpoints:
             logger.error("%s cannot be read, going on from %s: %s", self.url, than.path, error)
         return than
 
-    def _fetch(self, name: str, folder: Path) -> str | None:
+    def set_aside(self, after: str) -> list[str]:
+        """Hide the copies that are newer than ``after``; returns their addresses, newest first.
+
+        Raises:
+            OSError: this place cannot be reached; perhaps some are hidden already.
+        """
+        hidden = []
+        with self.errors_named():
+            for name in self.names():
+                if name > after:
+                    manifest = self.storage.get(f"{name}/{MANIFEST}")
+                    self.storage.put(f"{name}/{ASIDE}{int(time.time())}", manifest)
+                    self.storage.delete(f"{name}/{MANIFEST}")
+                    hidden.append(f"{self.url}/{name}")
+        return hidden
+
+    @contextmanager
+    def errors_named(self) -> Iterator[None]:
+        """Any error of the network becomes an OSError that names this place."""
+        try:
+            yield
+        except Exception as error:  # boto3 has no common class for what a network can do
+            raise OSError(f"{self.url} cannot be reached ({error}); try again later") from error
+
+    def fetch(self, name: str, folder: Path) -> str | None:
         """Copy a checkpoint into ``folder``; what is wrong with it, or None."""
         temporary = folder / f"{name}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)

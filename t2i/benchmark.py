@@ -7,6 +7,7 @@
     python -m t2i.benchmark train --config configs/benchmark_cpu.yaml
     torchrun --nproc-per-node 8 -m t2i.benchmark train --config configs/tr_dit_2b5.yaml
 
+Measured is TR-DiT; a config that trains another model (launch.train.model) is refused.
 Weights and inputs are random: they do not change the time. Rows take turns, so that a change of
 the machine's speed meets all of them, and each is given by its median. Beside the time stands what
 the arithmetic says: FLOPs of the matrix products that are executed, as a ratio to the first row.
@@ -23,12 +24,20 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from t2i.benchmarks.benchmark_config import BenchmarkConfig
-from t2i.config import Section, add_config_arguments, config_from_args, describe_config, section
+from t2i.benchmarks.benchmark_config import LATENT_DOWNSAMPLE, BenchmarkConfig
+from t2i.config import (
+    ConfigError,
+    Section,
+    add_config_arguments,
+    config_from_args,
+    describe_config,
+    section,
+)
 from t2i.console import get_logger, run_command
 from t2i.encoders.text_config import TextEncoderConfig
 from t2i.encoders.vae_config import VAEConfig
 from t2i.models.tr_dit_config import TRDiTConfig
+from t2i.models.trained_family import TrainedFamily
 from t2i.training.training_config import TrainingConfig
 
 LOG = get_logger("benchmark")
@@ -42,6 +51,25 @@ class Config(Section):
     vae: VAEConfig = section("t2i.encoders.vae")
     text: TextEncoderConfig = section("t2i.encoders.text")
     training: TrainingConfig = section("t2i.training")
+    launch: TrainedFamily = section("launch.train")
+
+    def check_fits(self) -> None:
+        """Refuse what cannot be measured.
+
+        Raises:
+            ConfigError: another model than TR-DiT, or a size that is not one of whole patches.
+        """
+        if self.launch.model != "tr_dit":
+            raise ConfigError(
+                f"launch.train.model is {self.launch.model}, but TR-DiT alone is measured: "
+                "--set launch.train.model=tr_dit takes the config's t2i.models.tr_dit"
+            )
+        multiple = LATENT_DOWNSAMPLE * self.model.patch_size
+        if any(side < 1 or side % multiple for side in self.benchmark.size):
+            raise ConfigError(
+                f"t2i.benchmark.size {list(self.benchmark.size)}: both sides must be multiples "
+                f"of {multiple}"
+            )
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -65,6 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure, write and print."""
     args = build_parser().parse_args(argv)
     config = config_from_args(args, Config)
+    config.check_fits()
     LOG.info(describe_config(args))
     return run_train(config) if args.what == "train" else run_inference(args.what, config)
 
@@ -79,6 +108,7 @@ def run_inference(what: str, config: Config) -> int:
         forward_cases,
         grid_cases,
         sample_cases,
+        with_decoding,
     )
     from t2i.benchmarks.rows import environment, measure, peak_tflops, write
 
@@ -88,6 +118,8 @@ def run_inference(what: str, config: Config) -> int:
     with torch.inference_mode():
         peak = peak_tflops(settings, in_bf16=settings.dtype == "bfloat16")
         rows = measure(build(subject), settings, what, peak)
+    if what == "sample" and settings.decode:
+        rows = with_decoding(rows)
     batch = f"batch {settings.batch_size}, {settings.text_tokens} text tokens, {settings.dtype}"
     result = {"what": what, "batch": batch, **environment(settings), "settings": dump(config)}
     stem = write(rows, result, settings)

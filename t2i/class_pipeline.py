@@ -24,10 +24,12 @@ from t2i.encoders.vae_config import VAEConfig
 from t2i.guidance.branches import Condition, Guidance
 from t2i.guidance.schedules import Schedule
 from t2i.image_pipeline import (
+    Generators,
     ImagePipeline,
     OutputType,
     PipelineOutput,
     StepCallback,
+    check_arguments,
     choose_guidance,
     choose_seeds,
 )
@@ -102,7 +104,7 @@ class ClassToImagePipeline(ImagePipeline):
         gamma_strong: float | str | Schedule | None = None,
         gamma_weak: float | str | Schedule | None = None,
         seeds: Sequence[int] | None = None,
-        generator: torch.Generator | None = None,
+        generator: Generators | None = None,
         height: int | None = None,
         width: int | None = None,
         num_images_per_label: int = 1,
@@ -125,6 +127,16 @@ class ClassToImagePipeline(ImagePipeline):
             ValueError: an argument that does not fit; the message says what does.
         """
         given = [labels] if isinstance(labels, int) else list(labels)
+        check_arguments(
+            ("labels", given),
+            ("num_images_per_label", num_images_per_label),
+            num_inference_steps,
+            output_type,
+            shift,
+            routing_draw,
+            height,
+            width,
+        )
         seeds = choose_seeds(seeds, len(given) * num_images_per_label, generator)
         method = choose_guidance(guidance, guidance_scale, gamma_strong, gamma_weak)
         return self.sample(
@@ -148,22 +160,30 @@ class ClassToImagePipeline(ImagePipeline):
         guidance: Guidance,
         seeds: Sequence[int],
     ) -> dict[Condition, Tensor]:
-        """The labels (B,) that a method asks for: the given ones, the null class, or random ones.
+        """The labels (B,) that a method asks for: the given ones, the null class, or random others.
 
         Raises:
-            ValueError: a label that is not a class.
+            ValueError: a label that is not a class; random others of a single class.
         """
         for label in labels:
             if not 0 <= label < self.num_classes:
                 raise ValueError(f"class {label}: must be in [0, {self.num_classes - 1}]")
-        seeds_B = torch.tensor(seeds, dtype=torch.int64)
-        drawn_B = rng.words(RUN_SEED, "random class", 0, seeds_B, 1)[:, 0] % self.num_classes
+        own_B = torch.tensor(labels).repeat_interleave(num_images_per_label)
         labels_B: dict[Condition, Tensor] = {
-            "text": torch.tensor(labels).repeat_interleave(num_images_per_label),
-            "null": torch.full_like(seeds_B, self.transformer.config.null_label),
-            "random": drawn_B,
+            "text": own_B,
+            "null": torch.full_like(own_B, self.transformer.config.null_label),
         }
+        if "random" in guidance.conditions:
+            labels_B["random"] = self.draw_others(own_B, seeds)
         return {name: labels_B[name].to(self.device) for name in guidance.conditions}
+
+    def draw_others(self, own_B: Tensor, seeds: Sequence[int]) -> Tensor:
+        """For each image a class that is not its own, uniform among the others, drawn by its seed."""
+        if self.num_classes < 2:
+            raise ValueError("guidance icg needs a model of at least two classes, this one knows 1")
+        seeds_B = torch.tensor(seeds, dtype=torch.int64)
+        words_B = rng.words(RUN_SEED, "random class", 0, seeds_B, 1)[:, 0]
+        return (own_B + 1 + words_B % (self.num_classes - 1)) % self.num_classes
 
 
 def load_class_model(

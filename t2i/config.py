@@ -211,7 +211,7 @@ def _refuse_unknown_sections(tree: Mapping[str, Any], path: Path) -> None:
 def _unknown_names(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     for key, value in tree.items():
         name = f"{prefix}{key}"
-        if name in SECTIONS or name == "root":
+        if name in SECTIONS or name in ("root", "stage"):  # stage: of a run's config.yaml
             continue
         is_parent = any(known.startswith(f"{name}.") for known in SECTIONS)
         if not is_parent or not isinstance(value, dict):

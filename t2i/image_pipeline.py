@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -22,8 +23,10 @@ if TYPE_CHECKING:
     import numpy
     from PIL.Image import Image
 
-# pipeline, step, t, {"latents": x_t} -> a mapping whose "latents", if any, replace x_t
-StepCallback = Callable[[Any, int, float, dict[str, Tensor]], Mapping[str, Any]]
+# pipeline, step, t, {"latents": x_t} -> None, or a mapping whose "latents", if any, replace x_t
+StepCallback = Callable[[Any, int, float, dict[str, Tensor]], Mapping[str, Any] | None]
+# one that draws all seeds, or one per image
+Generators = torch.Generator | Sequence[torch.Generator]
 OutputType = Literal["pil", "np", "pt", "latent"]
 
 
@@ -75,7 +78,7 @@ class ImagePipeline:
         def on_step(step: int, timestep: float, x_BCHW: Tensor) -> Tensor:
             if callback is None:
                 return x_BCHW
-            changed = callback(self, step, timestep, {"latents": x_BCHW})
+            changed = callback(self, step, timestep, {"latents": x_BCHW}) or {}
             return changed.get("latents", x_BCHW)
 
         latents = sample_latents(
@@ -123,8 +126,9 @@ class ImagePipeline:
         Raises:
             ValueError: no size is known, or a side is not a multiple of VAE factor times patch.
         """
-        height = height or (self.size[0] if self.size else None)
-        width = width or (self.size[1] if self.size else None)
+        own_height, own_width = self.size or (None, None)
+        height = own_height if height is None else height
+        width = own_width if width is None else width
         if height is None or width is None:
             raise ValueError("this model does not say its size: give height and width (--size)")
         multiple = self.vae.downsample * self.transformer.config.patch_size
@@ -147,6 +151,48 @@ class ImagePipeline:
     def device(self) -> torch.device:
         """Where the transformer is."""
         return next(self.transformer.parameters()).device
+
+
+def check_arguments(
+    conditions: tuple[str, Sequence[object]],
+    num_images: tuple[str, int],
+    num_inference_steps: int,
+    output_type: OutputType,
+    shift: float | Literal["resolution"],
+    routing_draw: RoutingDraw,
+    height: int | None,
+    width: int | None,
+) -> None:
+    """Refuse values that the pipelines cannot work with, before anything is computed.
+
+    Args:
+        conditions: name and value of the pipeline's argument for its prompts or labels.
+        num_images: name and value of its argument for the number of images of each.
+
+    All others as in the pipelines' `__call__`.
+
+    Raises:
+        ValueError: names the argument, what is allowed and the value.
+    """
+    is_number = isinstance(shift, int | float)
+    checks = [
+        (*conditions, len(conditions[1]) > 0, "one or several"),
+        (*num_images, num_images[1] >= 1, "at least 1"),
+        ("num_inference_steps", num_inference_steps, num_inference_steps >= 1, "at least 1"),
+        ("output_type", output_type, output_type in get_args(OutputType), "pil, np, pt or latent"),
+        (
+            "shift",
+            shift,
+            shift == "resolution" or (is_number and 0 < shift < math.inf),
+            "'resolution' or a number > 0",
+        ),
+        ("routing_draw", routing_draw, routing_draw in get_args(RoutingDraw), "fixed or bernoulli"),
+        ("height", height, height is None or height >= 1, "None or at least 1"),
+        ("width", width, width is None or width >= 1, "None or at least 1"),
+    ]
+    for name, value, is_allowed, allowed in checks:
+        if not is_allowed:
+            raise ValueError(f"{name} must be {allowed}, got {value!r}")
 
 
 def choose_guidance(
@@ -172,15 +218,26 @@ def choose_guidance(
 
 
 def choose_seeds(
-    seeds: Sequence[int] | None, num_images: int, generator: torch.Generator | None
+    seeds: Sequence[int] | None, num_images: int, generator: Generators | None
 ) -> Sequence[int]:
     """The seeds that were given, or drawn ones.
 
     Raises:
-        ValueError: not one seed per image.
+        ValueError: not one seed per image, or neither one generator nor one per image.
     """
-    if seeds is None:
-        return torch.randint(2**63 - 1, (num_images,), generator=generator).tolist()
-    if len(seeds) != num_images:
-        raise ValueError(f"{num_images} images need as many seeds, got {len(seeds)}")
-    return seeds
+    if seeds is not None:
+        if len(seeds) != num_images:
+            raise ValueError(f"{num_images} images need as many seeds, got {len(seeds)}")
+        return seeds
+    if generator is None or isinstance(generator, torch.Generator):
+        return _draw_seeds(num_images, generator)
+    if len(generator) != num_images:
+        raise ValueError(
+            f"{num_images} images need one generator, or as many, got {len(generator)}"
+        )
+    return [seed for one in generator for seed in _draw_seeds(1, one)]
+
+
+def _draw_seeds(count: int, generator: torch.Generator | None) -> list[int]:
+    device = generator.device if generator is not None else None
+    return torch.randint(2**63 - 1, (count,), generator=generator, device=device).tolist()

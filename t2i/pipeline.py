@@ -27,10 +27,12 @@ from t2i.encoders.vae_config import VAEConfig
 from t2i.guidance.branches import Condition, Guidance
 from t2i.guidance.schedules import Schedule
 from t2i.image_pipeline import (
+    Generators,
     ImagePipeline,
     OutputType,
     PipelineOutput,
     StepCallback,
+    check_arguments,
     choose_guidance,
     choose_seeds,
 )
@@ -112,7 +114,7 @@ class TextToImagePipeline(ImagePipeline):
         gamma_strong: float | str | Schedule | None = None,
         gamma_weak: float | str | Schedule | None = None,
         seeds: Sequence[int] | None = None,
-        generator: torch.Generator | None = None,
+        generator: Generators | None = None,
         height: int | None = None,
         width: int | None = None,
         num_images_per_prompt: int = 1,
@@ -133,7 +135,8 @@ class TextToImagePipeline(ImagePipeline):
             guidance_scale, gamma_strong, gamma_weak: settings of a guidance given by name, as
                 numbers or schedules; None = the method's default. Scale 1 is no guidance.
             seeds: one per image; equal seeds give equal images, whatever the batch.
-            generator: draws the seeds when they are not given (None: torch's global one).
+            generator: draws the seeds when they are not given (None: torch's global one); a list
+                has one for each image.
             height, width: in pixels; None = the size that the pipeline is made for.
             num_images_per_prompt: images of each prompt.
             output_type: "pil"; "np": float32 (B, H, W, 3) in [0, 1]; "pt": float32 (B, 3, H, W)
@@ -145,12 +148,23 @@ class TextToImagePipeline(ImagePipeline):
                 "bernoulli": each token with probability 1 - gamma.
             model_scale: the scale w that a model trained with a scale input is fed; None = 1,
                 plain. It guides without a second branch, and composes with every guidance.
-            random_prompts: what guidance icg draws its independent conditions from.
+            random_prompts: what guidance icg draws its independent conditions from, never the
+                image's own prompt.
 
         Raises:
             ValueError: an argument that does not fit; the message says what does.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        check_arguments(
+            ("prompt", prompts),
+            ("num_images_per_prompt", num_images_per_prompt),
+            num_inference_steps,
+            output_type,
+            shift,
+            routing_draw,
+            height,
+            width,
+        )
         seeds = choose_seeds(seeds, len(prompts) * num_images_per_prompt, generator)
         method = choose_guidance(guidance, guidance_scale, gamma_strong, gamma_weak)
         texts = self.encode(prompts, num_images_per_prompt, method, seeds, random_prompts)
@@ -177,13 +191,14 @@ class TextToImagePipeline(ImagePipeline):
         random_prompts: Sequence[str],
     ) -> dict[Condition, Given]:
         """The conditions that a method asks for; each distinct caption is encoded once."""
-        seeds_B = torch.tensor(seeds, dtype=torch.int64)
-        drawn_B = rng.words(RUN_SEED, "random prompt", 0, seeds_B, 1)[:, 0] % len(random_prompts)
+        rows_B = torch.arange(len(prompts)).repeat_interleave(num_images_per_prompt)
         captions: dict[Condition, tuple[Sequence[str], Tensor]] = {
-            "text": (prompts, torch.arange(len(prompts)).repeat_interleave(num_images_per_prompt)),
-            "null": ([""], torch.zeros_like(seeds_B)),
-            "random": (random_prompts, drawn_B),
+            "text": (prompts, rows_B),
+            "null": ([""], torch.zeros_like(rows_B)),
         }
+        if "random" in guidance.conditions:
+            own = [prompts[row] for row in rows_B.tolist()]
+            captions["random"] = (random_prompts, draw_others(own, random_prompts, seeds))
         return {
             condition: ConditionText(
                 self.text_encoder.encode(captions[condition][0]),
@@ -191,6 +206,27 @@ class TextToImagePipeline(ImagePipeline):
             )
             for condition in guidance.conditions
         }
+
+
+def draw_others(
+    own_prompts: Sequence[str], random_prompts: Sequence[str], seeds: Sequence[int]
+) -> Tensor:
+    """For each image a random prompt that is not its own, drawn by its seed: rows (B,) int64.
+
+    Raises:
+        ValueError: there is no other prompt.
+    """
+    seeds_B = torch.tensor(seeds, dtype=torch.int64)
+    words_B1 = rng.words(RUN_SEED, "random prompt", 0, seeds_B, 1)
+    drawn = []
+    for own, (word,) in zip(own_prompts, words_B1.tolist(), strict=True):
+        others = [row for row, prompt in enumerate(random_prompts) if prompt != own]
+        if not others:
+            raise ValueError(
+                f"random_prompts must have another prompt than {own!r}, got {list(random_prompts)}"
+            )
+        drawn.append(others[word % len(others)])
+    return torch.tensor(drawn)
 
 
 def load_components(

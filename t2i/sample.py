@@ -8,32 +8,42 @@
     python -m t2i.sample --classes 207,360 --checkpoint outputs/sit_xl_2 --size 256 \\
         --set t2i.encoders.vae.path=stabilityai/sd-vae-ft-ema
 
-Each PNG carries its prompt or class, seed, guidance and checkpoint hash in its metadata. Run again,
-the command makes only the images that are missing or were made with other settings. Without prompts
-it takes built-in ones of the Shapes world. images.jsonl lists the images of the last finished
-call, which `t2i.evaluate` reads; others may lie beside them. Under `accelerate launch` the images are shared out
-among the processes.
+Each PNG carries its prompt or class, seed, guidance and the networks' hashes in its metadata. Run
+again, the command makes only the images that are missing or were made with other settings. Without
+prompts it takes built-in ones of the Shapes world. images.jsonl lists the images of the last
+finished call, which `t2i.evaluate` reads; others may lie beside them. contact_sheet.png shows the
+first 64. Under `accelerate launch` the images are shared out among the processes.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
+import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from t2i.config import Section, add_config_arguments, config_from_args, describe_config, section
+from t2i.config import (
+    Section,
+    add_config_arguments,
+    describe_config,
+    dump_config,
+    load_config,
+    section,
+)
 from t2i.console import get_logger, progress, run_command
 from t2i.encoders.text_config import TextEncoderConfig
 from t2i.encoders.vae_config import VAEConfig
 from t2i.guidance.guidance_config import GuidanceConfig
 from t2i.guidance.methods import METHODS
+from t2i.sampling.prompts import builtin_prompts, read_classes, read_prompts
 from t2i.sampling.sampling_config import SamplingConfig
 
 if TYPE_CHECKING:
+    import torch
+
     from t2i.class_pipeline import ClassToImagePipeline
     from t2i.pipeline import TextToImagePipeline
     from t2i.sampling.image_folder import ImageFolder, ImageJob
@@ -42,6 +52,9 @@ LOG = get_logger("sample")
 # Flags that are named as the fields of the two settings classes.
 SAMPLING_FLAGS = set(SamplingConfig.model_fields)
 GUIDANCE_FLAGS = set(GuidanceConfig.model_fields) - {"name", "interval"}
+
+
+SectionT = TypeVar("SectionT", bound=Section)
 
 
 class Config(Section):
@@ -83,7 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
     guidance.add_argument("--momentum", metavar="X", help="for apg: weight of earlier differences")
     guidance.add_argument("--interval", metavar="LOW,HIGH", help="guide only for t in this range")
     guidance.add_argument(
-        "--aux", metavar="CHECKPOINT", help="weaker network, for guidance ag and ag+sg"
+        "--aux", metavar="CHECKPOINT", help="weaker network, for guidance ag and ag+sg alone"
     )
     guidance.add_argument(
         "--model-scale",
@@ -128,19 +141,24 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    config = merge_flags(config_from_args(args, Config), args)
+    config = merge_flags(load_config(args.config, args.overrides, Config), args)
+    if args.print_config:
+        print(dump_config(config), end="")
+        return 0
     LOG.info(describe_config(args))
 
-    from t2i.sampling.image_folder import ImageFolder, plan_images
+    from t2i.sampling.image_folder import MAX_ON_CONTACT_SHEET, ImageFolder, plan_images
 
     guidance, sampling = config.guidance.build(), config.sampling
     prompts = read_prompts(args.prompt, args.prompts)
-    if args.classes is not None:
+    is_class_model = args.classes is not None
+    if is_class_model:
         if prompts:
             raise ValueError("--classes takes the place of prompts: give one of the two")
         prompts = read_classes(args.classes)
     prompts = prompts or builtin_prompts(sampling.num_builtin_prompts)
-    jobs = plan_images(prompts, sampling.images_per_prompt, sampling.seed, settings_of(config))
+    settings = settings_of(config, is_class_model)
+    jobs = plan_images(prompts, sampling.images_per_prompt, sampling.seed, settings)
     folder = ImageFolder(args.folder or Path(sampling.output) / guidance.name)
     missing = len(folder.missing(jobs))
     LOG.info(
@@ -154,47 +172,45 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder.begin(jobs)
     own = folder.missing(jobs[rank::world_size])
     if own:
-        pipeline = load_pipeline(config, is_class_model=args.classes is not None)
+        pipeline = load_pipeline(config, is_class_model)
         if sampling.compile:
             pipeline.compile_blocks()
         make_images(pipeline, own, folder, config)
     if not folder.missing(jobs):
-        LOG.info("contact sheet: %s", folder.finish(jobs))
+        shown = f" of the first {MAX_ON_CONTACT_SHEET}" if len(jobs) > MAX_ON_CONTACT_SHEET else ""
+        LOG.info("contact sheet%s: %s", shown, folder.finish(jobs))
     return 0
 
 
 def merge_flags(config: Config, args: argparse.Namespace) -> Config:
     """The config with the command's flags in place.
 
-    With another --guidance than the config's, the config's settings of guidance do not apply.
+    With another --guidance than the config's, the config's settings of guidance do not apply, nor
+    does its second network where that guidance has no use for it.
 
     Raises:
         ValueError: a flag that does not fit; the message names what is allowed.
     """
-    given = vars(args) | {"size": read_size(args.size) if args.size else None}
+    given = vars(args) | {"size": None if args.size is None else read_size(args.size)}
     given = {key: value for key, value in given.items() if value is not None}
     sampling = {key: given[key] for key in SAMPLING_FLAGS & given.keys()}
     guidance = {key: given[key] for key in GUIDANCE_FLAGS & given.keys()}
-    name = args.guidance or ("sg" if args.sg else config.guidance.name)
-    if args.sg:
-        strong, separator, weak = args.sg.partition(",")
-        if name != "sg" or not separator:
-            raise ValueError(
-                f"--sg {args.sg}: expected two numbers such as 0.1,0.8, with guidance sg only"
-            )
-        guidance |= {"gamma_strong": strong, "gamma_weak": weak}
-    if args.interval:
-        guidance["interval"] = args.interval.split(",")
+    name = args.guidance or (config.guidance.name if args.sg is None else "sg")
+    if args.sg is not None:
+        guidance |= read_sg(args.sg, name, given)
+    if args.interval is not None:
+        guidance["interval"] = read_interval(args.interval)
     before = config.guidance.model_dump() if name == config.guidance.name else {}
-    return config.model_copy(
-        update={
-            "sampling": validated(SamplingConfig, config.sampling.model_dump() | sampling),
-            "guidance": validated(GuidanceConfig, before | guidance | {"name": name}),
-        }
-    )
+    new_guidance = validated(GuidanceConfig, before | guidance | {"name": name})
+    new_sampling = validated(SamplingConfig, config.sampling.model_dump() | sampling)
+    if new_sampling.aux is not None and not new_guidance.build().uses("aux"):
+        if args.aux is not None or name == config.guidance.name:
+            raise ValueError(f"guidance {name} has no use for a second network: leave --aux")
+        new_sampling = new_sampling.model_copy(update={"aux": None})
+    return config.model_copy(update={"sampling": new_sampling, "guidance": new_guidance})
 
 
-def validated(section_class: type[Section], values: Mapping[str, Any]) -> Section:
+def validated(section_class: type[SectionT], values: Mapping[str, Any]) -> SectionT:
     """A section from values that came from flags; each error on one line."""
     from pydantic import ValidationError
 
@@ -218,69 +234,37 @@ def read_size(text: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[-1])
 
 
-def read_classes(text: str) -> list[str]:
-    """ "207,360" -> the classes as they stand in metadata, in place of prompts."""
-    classes = text.split(",")
-    if not all(part.isascii() and part.isdecimal() for part in classes):
-        raise ValueError(f"--classes {text}: expected numbers of classes such as 207,360")
-    return [str(int(part)) for part in classes]
+def read_sg(text: str, guidance: str, given: Mapping[str, Any]) -> dict[str, str]:
+    """ "0.1,0.8" -> the two gammas."""
+    strong, separator, weak = text.partition(",")
+    if guidance != "sg" or not separator:
+        raise ValueError(
+            f"--sg {text}: expected two numbers such as 0.1,0.8, with guidance sg only"
+        )
+    if {"gamma_strong", "gamma_weak"} & given.keys():
+        raise ValueError(
+            f"--sg {text} gives both gammas: leave --gamma-strong and --gamma-weak, or --sg"
+        )
+    return {"gamma_strong": strong, "gamma_weak": weak}
 
 
-def read_prompts(prompts: Sequence[str], path: Path | None) -> list[str]:
-    """Prompts of the command line, then those of a file, read by its ending.
-
-    ``.jsonl``: objects with "prompt" (GenEval's metadata); ``.tsv``: a column "Prompt"
-    (PartiPrompts); any other: a prompt a line.
-
-    Raises:
-        ValueError: no prompts, or a line without one; names file and line.
-    """
-    if path is None:
-        return list(prompts)
-    in_file = [prompt for prompt in _prompts_of(path) if prompt]
-    if not in_file:
-        raise ValueError(f"{path}: no prompts in it")
-    return [*prompts, *in_file]
+def read_interval(text: str) -> list[str]:
+    """ "0.1,0.7" -> its two ends."""
+    ends = text.split(",")
+    if len(ends) != 2:
+        raise ValueError(f"--interval {text}: expected two ends LOW,HIGH such as 0.1,0.7")
+    return ends
 
 
-def _prompts_of(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8", newline="") as file:
-        if path.suffix == ".tsv":
-            rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-            if "Prompt" not in (rows.fieldnames or ()):
-                raise ValueError(f'{path}:1: expected a column "Prompt"')
-            yield from ((row["Prompt"] or "").strip() for row in rows)
-        elif path.suffix == ".jsonl":
-            for number, line in enumerate(file, start=1):
-                yield _json_prompt(line, f"{path}:{number}") if line.strip() else ""
-        else:
-            yield from (line.strip() for line in file)
-
-
-def _json_prompt(line: str, place: str) -> str:
-    try:
-        return str(json.loads(line)["prompt"])
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f'{place}: expected a JSON object with "prompt"') from None
-
-
-def builtin_prompts(num: int) -> list[str]:
-    """Detailed captions of Shapes scenes, always the same ones."""
-    import numpy as np
-
-    from t2i.shapes import captions, random_scene
-
-    return [captions(random_scene(np.random.default_rng([2, i])))[0] for i in range(num)]
-
-
-def settings_of(config: Config) -> dict[str, str]:
+def settings_of(config: Config, is_class_model: bool) -> dict[str, str]:
     """What an image depends on beside its prompt and seed: its metadata."""
     from t2i.pipeline import checkpoint_hash
 
-    sampling = config.sampling
+    sampling, guidance = config.sampling, config.guidance.build()
     settings = {
-        "guidance": str(config.guidance.build()),
+        "guidance": str(guidance),
         "checkpoint": checkpoint_hash(Path(sampling.checkpoint)),
+        **encoder_hashes(config, is_class_model),
         "steps": str(sampling.steps),
         "solver": sampling.solver,
         "shift": str(sampling.shift),
@@ -292,23 +276,38 @@ def settings_of(config: Config) -> dict[str, str]:
         settings["model_scale"] = str(sampling.model_scale)
     if sampling.aux is not None:
         settings["aux"] = checkpoint_hash(Path(sampling.aux))
+    if "random" in guidance.conditions and not is_class_model:
+        drawn_from = json.dumps(sampling.random_prompts)
+        settings["random_prompts"] = hashlib.sha256(drawn_from.encode()).hexdigest()[:16]
     return settings
+
+
+def encoder_hashes(config: Config, is_class_model: bool) -> dict[str, str]:
+    """The hash of each encoder that `load_pipeline` takes: the pipeline's, or the config's."""
+    from t2i.encoders.encoder_hash import encoder_hash
+    from t2i.pipeline import INDEX_NAME, read_index
+
+    checkpoint, vae, text = Path(config.sampling.checkpoint), config.vae, config.text
+    if is_class_model:
+        return {"vae": encoder_hash(vae, Path())}
+    base = Path()
+    if (checkpoint / INDEX_NAME).is_file():
+        index, base = read_index(checkpoint), checkpoint
+        vae = VAEConfig.model_validate(index["vae"])
+        text = TextEncoderConfig.model_validate(index["text_encoder"])
+    return {"vae": encoder_hash(vae, base), "text_encoder": encoder_hash(text, base)}
 
 
 def load_pipeline(
     config: Config, is_class_model: bool
 ) -> TextToImagePipeline | ClassToImagePipeline:
     """The pipeline folder, or a model's folder with the encoders of the config."""
-    import torch
-
     from t2i.class_pipeline import ClassToImagePipeline
     from t2i.encoders.vae import DTYPES
     from t2i.pipeline import INDEX_NAME, TextToImagePipeline, load_components, transformer_folder
 
     sampling = config.sampling
-    device = torch.device(sampling.device)
-    if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    device = usable_device(sampling.device)
     checkpoint, dtype = Path(sampling.checkpoint), DTYPES[sampling.dtype]
     if is_class_model:
         folder = transformer_folder(checkpoint)
@@ -316,6 +315,25 @@ def load_pipeline(
     if (checkpoint / INDEX_NAME).is_file():
         return TextToImagePipeline.from_pretrained(checkpoint, device, dtype, sampling.aux)
     return load_components(checkpoint, config.vae, config.text, device, dtype, sampling.aux)
+
+
+def usable_device(name: str) -> torch.device:
+    """The device of a name; of several GPUs "cuda" is this process's.
+
+    Raises:
+        ValueError: there is no such device.
+    """
+    import torch
+
+    try:
+        device = torch.device(name)
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {name} cannot be used here: {reason}") from None
+    return device
 
 
 def make_images(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from t2i.benchmarks.benchmark_config import BenchmarkConfig
+from t2i.benchmarks.benchmark_config import LATENT_DOWNSAMPLE, BenchmarkConfig
 from t2i.benchmarks.rows import Case, Row
 from t2i.encoders.vae_config import VAEConfig
 from t2i.guidance.branches import Guidance, plan
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from t2i.models.tr_dit import TRDiT
     from t2i.sampling.sampler import GuidedField
 
-LATENT_DOWNSAMPLE = 8
 # Where a guided step is measured: inside every interval, at the middle of every schedule.
 TIMESTEP = 0.5
 
@@ -97,17 +97,38 @@ def forward_cases(subject: Subject) -> list[Case]:
 
 
 def sample_cases(subject: Subject) -> list[Case]:
-    """A guided step of each method, with 1 / steps of the decoding if that counts."""
+    """A guided step of each method; with `decode` the VAE's decoding as the last row.
+
+    Raises:
+        ValueError: an unknown method, or a VAE whose latents are not the model's.
+    """
     cases = [step_case(subject, make_guidance(name)) for name in subject.settings.guidance]
     if not subject.settings.decode:
         return cases
     from t2i.encoders.vae import load_vae
 
     vae = load_vae(subject.vae_config, subject.device)
+    channels, downsample = subject.config.in_channels, LATENT_DOWNSAMPLE
+    if (vae.num_channels, vae.downsample) != (channels, downsample):
+        raise ValueError(
+            f"t2i.encoders.vae.path {subject.vae_config.path}: {vae.num_channels} channels at 1/"
+            f"{vae.downsample} of the pixels, but latents here have {channels} at 1/{downsample}; "
+            "choose another VAE, or --set t2i.benchmark.decode=false"
+        )
     return [
         *cases,
         Case("VAE decoding", lambda: vae.decode(subject.latents), len(subject.latents), 0),
     ]
+
+
+def with_decoding(rows: Sequence[Row]) -> list[Row]:
+    """Rows of `sample` that end with the decoding -> with images/s of all steps and the decoding."""
+    *guided, decoding = rows
+    whole = []
+    for row in guided:
+        seconds_per_image = 1 / row.images_per_second + 1 / decoding.images_per_second
+        whole.append(replace(row, decoded_images_per_second=1 / seconds_per_image))
+    return [*whole, decoding]
 
 
 def grid_cases(subject: Subject) -> list[Case]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import time
@@ -20,6 +19,8 @@ from t2i.config import REPO_FOLDER
 from t2i.console import progress
 from t2i.hardware import known_peak_tflops
 
+CLEAR_REFS = Path("/proc/self/clear_refs")
+
 
 @dataclass(frozen=True)
 class Case:
@@ -33,7 +34,12 @@ class Case:
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured of a case; ratios are to the first row, `mfu` is in [0, 1]."""
+    """What was measured of a case; ratios are to the first row, `mfu` is in [0, 1].
+
+    `memory_gb`: the peak while the case ran, of the GPU or resident in this process; None where the
+    system does not tell. `decoded_images_per_second`: of whole images, steps and decoding; None for
+    rows that are not guided steps, or without decoding.
+    """
 
     name: str
     seconds: float
@@ -44,7 +50,8 @@ class Row:
     time_ratio: float
     flops_ratio: float
     mfu: float | None
-    memory_gb: float
+    memory_gb: float | None
+    decoded_images_per_second: float | None = None
 
 
 def measure(
@@ -57,7 +64,7 @@ def measure(
     """
     on_cuda = settings.device.startswith("cuda")
     seconds: list[list[float]] = [[] for _ in cases]
-    memory = [0.0] * len(cases)
+    memory: list[float | None] = [None] * len(cases)
     is_first = os.environ.get("RANK", "0") == "0"
     rounds = progress(what, settings.warmup + settings.repeats, "rounds")
     with rounds if is_first else nullcontext() as bar:
@@ -86,14 +93,16 @@ def measure(
     ]
 
 
-def run_once(case: Case, on_cuda: bool) -> tuple[float, float]:
-    """Seconds that a case took, by CUDA's events on a GPU, and the peak of memory in GB."""
+def run_once(case: Case, on_cuda: bool) -> tuple[float, float | None]:
+    """Seconds that a case took, by CUDA's events on a GPU, and its peak of memory in GB."""
     import torch
 
     if not on_cuda:
+        is_reset = reset_peak_resident()
         started = time.perf_counter()
         case.run()
-        return time.perf_counter() - started, peak_memory_gb(on_cuda)
+        seconds = time.perf_counter() - started
+        return seconds, peak_resident_gb() if is_reset else None
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.reset_peak_memory_stats()
     torch.cuda.synchronize()
@@ -101,7 +110,7 @@ def run_once(case: Case, on_cuda: bool) -> tuple[float, float]:
     case.run()
     end.record()
     torch.cuda.synchronize()
-    return begin.elapsed_time(end) / 1e3, peak_memory_gb(on_cuda)
+    return begin.elapsed_time(end) / 1e3, torch.cuda.max_memory_allocated() / 1e9
 
 
 def peak_tflops(settings: BenchmarkConfig, in_bf16: bool) -> float | None:
@@ -113,13 +122,26 @@ def peak_tflops(settings: BenchmarkConfig, in_bf16: bool) -> float | None:
     return known_peak_tflops(torch.cuda.get_device_name(settings.device))
 
 
-def peak_memory_gb(on_cuda: bool) -> float:
-    """Of the GPU since the last reset, or resident in this process so far."""
-    import torch
+def reset_peak_resident() -> bool:
+    """Let Linux count this process's peak of resident memory from here; False = it cannot.
 
-    if on_cuda:
-        return torch.cuda.max_memory_allocated() / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    Writing 5 to /proc/PID/clear_refs resets VmHWM (proc_pid_clear_refs(5)).
+    """
+    try:
+        CLEAR_REFS.write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def peak_resident_gb() -> float:
+    """This process's peak of resident memory since `reset_peak_resident`.
+
+    Weights, libraries and what the allocator keeps of earlier rows (small blocks) are in it.
+    """
+    lines = Path("/proc/self/status").read_text().splitlines()
+    kib = next(line.split()[1] for line in lines if line.startswith("VmHWM:"))
+    return int(kib) * 1024 / 1e9
 
 
 def environment(settings: BenchmarkConfig) -> dict[str, Any]:
@@ -161,6 +183,9 @@ def table(rows: Sequence[Row], result: Mapping[str, Any], settings: BenchmarkCon
     absolute = settings.device.startswith("cuda")
     heads = ["time / first", "FLOPs / first", "time / FLOPs", "GFLOPs", "peak GB"]
     heads += ["s", "images/s", "TFLOP/s", "MFU"] if absolute else []
+    first_decoded = rows[0].decoded_images_per_second
+    if first_decoded is not None:
+        heads.append("images/s with decode" + ("" if absolute else " / first"))
     height, width = settings.size
     lines = [
         f"`{result['what']}`, {settings.name}, {height}x{width}, {result['batch']}; "
@@ -171,12 +196,17 @@ def table(rows: Sequence[Row], result: Mapping[str, Any], settings: BenchmarkCon
         f"|---|{'---:|' * len(heads)}",
     ]
     for row in rows:
-        cells = [f"{row.time_ratio:.3f}", "", "", "", f"{row.memory_gb:.2f}"]
+        memory = "" if row.memory_gb is None else f"{row.memory_gb:.2f}"
+        cells = [f"{row.time_ratio:.3f}", "", "", "", memory]
         if row.flops:
             excess = row.time_ratio / row.flops_ratio
             cells[1:4] = [f"{row.flops_ratio:.3f}", f"{excess:.3f}", f"{row.flops / 1e9:.4g}"]
         if absolute:
             cells += [f"{row.seconds:.3g}", f"{row.images_per_second:.3g}"]
             cells += [f"{row.tflops_per_second:.3g}", f"{row.mfu:.1%}" if row.mfu else ""]
+        if first_decoded is not None:
+            decoded = row.decoded_images_per_second
+            speed = decoded if absolute or decoded is None else decoded / first_decoded
+            cells.append("" if speed is None else f"{speed:.3f}")
         lines.append(f"| {row.name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

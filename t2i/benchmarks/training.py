@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from t2i.batch import TrainingBatch
-from t2i.benchmarks.benchmark_config import BenchmarkConfig
+from t2i.benchmarks.benchmark_config import LATENT_DOWNSAMPLE, BenchmarkConfig
 from t2i.benchmarks.rows import Case
 from t2i.encoders.text import TextStates, load_text_encoder
 from t2i.encoders.text_config import TextEncoderConfig
@@ -26,7 +26,6 @@ from t2i.training.training_config import TrainingConfig
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-LATENT_DOWNSAMPLE = 8
 WORD = "circle "  # at least one token
 
 
@@ -45,7 +44,11 @@ class TrainingSubject:
     def step(self, gamma: float) -> None:
         """Forward and backward of all micro-batches, clipping, AdamW, EMA: as the trainer does."""
         objective = FlowMatching(
-            self.config.seed, gamma, self.config.timestep, self.model.patch_size
+            self.config.seed,
+            gamma,
+            self.config.timestep,
+            self.model.patch_size,
+            num_draws=self.model.num_draws,
         )
         for _ in range(self.accumulation):
             condition = self.encode(self.batch.captions)

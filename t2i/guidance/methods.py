@@ -7,12 +7,13 @@ function from its settings (schedules) to a `Guidance` and give its name and def
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from t2i.guidance.branches import Branch, Condition, Guidance
 from t2i.guidance.projection import AdaptiveProjection
-from t2i.guidance.schedules import Schedule, as_schedule, constant
+from t2i.guidance.schedules import Schedule, as_schedule
 
 Build = Callable[..., Guidance]
 
@@ -51,8 +52,8 @@ def make_guidance(
         interval: guide only for t in this range; outside it the first branch alone is used.
 
     Raises:
-        ValueError: an unknown name or setting, a gamma outside [0, 1), gamma_strong not below
-            gamma_weak, or an empty interval.
+        ValueError: an unknown name or setting, a setting that is infinite (APG's radius may be), a
+            gamma outside [0, 1), gamma_strong not below gamma_weak, or an empty interval.
     """
     if name not in METHODS:
         raise ValueError(f"unknown guidance {name!r}; valid: {' '.join(METHODS)}")
@@ -65,18 +66,28 @@ def make_guidance(
         raise ValueError(f"interval {interval} must be a range of t with 0 <= low < high <= 1")
     given = {key: as_schedule(value) for key, value in (settings or {}).items()}
     values = {**row.defaults, **given}
-    _check_gammas(values, may_cross=name == "ag+sg")
-    if any(not 0 < value < 1 for value in values.get("drop_blocks", constant(0.5)).values):
-        raise ValueError(f"drop_blocks must be in (0, 1), got {values['drop_blocks']}")
+    _check_ranges(values)
+    _check_gammas(values, schedules_may_cross=name == "ag+sg")
     return replace(row.build(**values), name=name, settings=values, interval=interval)
 
 
-def _check_gammas(values: Mapping[str, Schedule], may_cross: bool) -> None:
+def _check_ranges(values: Mapping[str, Schedule]) -> None:
+    for key, schedule in values.items():
+        if key == "drop_blocks" and not all(0 < value < 1 for value in schedule.values):
+            raise ValueError(f"drop_blocks must be in (0, 1), got {schedule}")
+        if key == "radius" and not all(value > 0 for value in schedule.values):
+            raise ValueError(f"radius must be above 0, got {schedule}; inf does not clip")
+        if key != "radius" and not all(map(math.isfinite, schedule.values)):
+            raise ValueError(f"{key} must be finite, got {schedule}")
+
+
+def _check_gammas(values: Mapping[str, Schedule], schedules_may_cross: bool) -> None:
     gammas = {key: value for key, value in values.items() if key.startswith("gamma")}
     for key, gamma in gammas.items():
         if not all(0 <= value < 1 for value in gamma.values):
             raise ValueError(f"{key} must be in [0, 1), got {gamma}; 0 is dense, 0.8 drops 80 %")
-    if len(gammas) < 2 or may_cross:
+    are_numbers = all(gamma.kind == "constant" for gamma in gammas.values())
+    if len(gammas) < 2 or (schedules_may_cross and not are_numbers):
         return
     strong, weak = gammas["gamma_strong"], gammas["gamma_weak"]
     fractions = [i / 100 for i in range(101)]
@@ -207,10 +218,7 @@ def adaptive_projected(
 ) -> Guidance:
     """CFG in data space whose difference is averaged, clipped and projected   (arXiv 2410.02416).
 
-    eta, radius and momentum are constants (their value at u = 0); eta = 1, radius = inf and
-    momentum = 0 is CFG.
+    eta = 1, radius = inf and momentum = 0 is CFG.
     """
     row = extrapolate(omega, Branch(), Branch("null"))
-    return replace(
-        row, new_combine=lambda: AdaptiveProjection(omega, eta(0), radius(0), momentum(0))
-    )
+    return replace(row, new_combine=lambda: AdaptiveProjection(omega, eta, radius, momentum))

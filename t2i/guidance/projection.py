@@ -24,7 +24,9 @@ class AdaptiveProjection:
         momentum: weight of the differences of earlier steps (negative in the paper).
     """
 
-    def __init__(self, omega: Schedule, eta: float, radius: float, momentum: float) -> None:
+    def __init__(
+        self, omega: Schedule, eta: Schedule, radius: Schedule, momentum: Schedule
+    ) -> None:
         self.omega = omega
         self.eta = eta
         self.radius = radius
@@ -39,10 +41,11 @@ class AdaptiveProjection:
         # x^ = x_t + (1 - t) v
         to_data = 1 - timestep
         estimate = x_t + to_data * conditional
-        self.average = to_data * (conditional - unconditional) + self.momentum * self.average
-        difference = self.average * (self.radius / norm(self.average)).clamp(max=1.0)
+        latest, momentum = to_data * (conditional - unconditional), self.momentum(fraction)
+        self.average = latest + momentum * self.average
+        difference = self.average * (self.radius(fraction) / norm(self.average)).clamp(max=1.0)
         parallel = project(difference, estimate)
-        update = difference - parallel + self.eta * parallel
+        update = difference - parallel + self.eta(fraction) * parallel
         return conditional + (self.omega(fraction) - 1) / to_data * update
 
 

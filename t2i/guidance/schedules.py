@@ -8,7 +8,8 @@ configs, on the command line and in the metadata of images:
     cosine:0.6:0               0.3 (1 + cos pi u)   (Sparse Guidance, B.1)
     piecewise:0=1:0.3=2.5      1 for u < 0.3, then 2.5
 
-Values may be placed with U=V; without it they are spread evenly over [0, 1].
+Values may be placed with U=V; without it they are spread evenly over [0, 1]. They are finite; a
+constant alone may be inf, which only APG's radius takes (`t2i.guidance.methods`).
 """
 
 from __future__ import annotations
@@ -81,15 +82,18 @@ def as_schedule(value: float | str | Schedule) -> Schedule:
     """
     if isinstance(value, Schedule):
         return value
-    if isinstance(value, int | float):
-        return constant(value)
-    kind, *parts = value.split(":")
+    kind, *parts = str(value).split(":")
     try:
         if not parts:
-            return constant(float(kind))
+            number = float(kind)
+            if math.isnan(number):
+                raise ValueError
+            return constant(number)
         if kind not in get_args(Kind) or kind == "constant" or len(parts) < 2:
             raise ValueError
         points = [_read_point(part, i / (len(parts) - 1)) for i, part in enumerate(parts)]
+        if not all(math.isfinite(number) for point in points for number in point):
+            raise ValueError
     except ValueError:
         raise ValueError(
             f"{value!r} is not a number or a schedule such as linear:0.6:0, cosine:0.6:0 or "

@@ -41,7 +41,7 @@ PUBLIC_NAMES = {
     "label.": "y_embedder.embedding_table.",
 }
 POSITIONS = "pos_embed"
-POSITION_TOLERANCE = 1e-4
+POSITION_TOLERANCE = 1e-4  # beside the rounding of the file's dtype
 
 
 def public_name(name: str) -> str:
@@ -133,14 +133,16 @@ def check_positions(positions_1TD: Tensor, source: str) -> None:
     """
     import math
 
+    import torch
+
     from t2i.models.sit_layers import sincos_positions
 
     num_tokens, width = positions_1TD.shape[1:]
     side = math.isqrt(num_tokens)
     expected_TD = sincos_positions(side, side, width, positions_1TD.device)
-    if side**2 != num_tokens or (
-        (positions_1TD[0].float() - expected_TD).abs().max() > POSITION_TOLERANCE
-    ):
+    # half of eps is the rounding of values up to 1
+    tolerance = POSITION_TOLERANCE + torch.finfo(positions_1TD.dtype).eps / 2
+    if side**2 != num_tokens or ((positions_1TD[0].float() - expected_TD).abs().max() > tolerance):
         raise ValueError(f"{source}: {POSITIONS} is not the fixed sin-cos grid of DiT and SiT")
 
 
@@ -151,7 +153,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file holds other objects, or no state dict.
+        ValueError: the file is damaged, or holds other objects, or no state dict.
     """
     import pickle
 
@@ -160,9 +162,9 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
 
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint")
-    if path.suffix == ".safetensors":
-        return load_file(path)
     try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
         # the trainers' checkpoints hold their command line beside the weights
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -170,8 +172,17 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         raise ValueError(
             f"{path}: holds more than tensors, or is damaged; save its state dict alone"
         ) from None
+    except Exception as error:  # damaged bytes make the readers raise nearly anything
+        reason = str(error).partition("\n")[0] or "it ends too early"
+        raise ValueError(
+            f"{path}: cannot be read; if it is cut or damaged, copy it again ({reason})"
+        ) from None
     weights = content.get("ema", content) if isinstance(content, dict) else None
-    if not weights or not all(isinstance(weight, torch.Tensor) for weight in weights.values()):
+    if (
+        not isinstance(weights, dict)
+        or not weights
+        or not all(isinstance(weight, torch.Tensor) for weight in weights.values())
+    ):
         raise ValueError(f"{path}: neither a state dict nor a checkpoint with one under 'ema'")
     return dict(weights)
 

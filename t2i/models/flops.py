@@ -1,8 +1,12 @@
 """Parameters and FLOPs of TR-DiT, SiT and MaskDiT.
 
     python -m t2i.models.flops --config configs/tr_dit_2b5.yaml --size 512
+    python -m t2i.models.flops --config configs/imagenet_sit_xl2_tread.yaml
     python -m t2i.models.flops --model SiT-XL/2
     python -m t2i.models.flops --model MaskDiT-XL/2 --gamma-strong 0 --gamma-weak 0.7
+
+Counted is the model that the config trains: launch.train.model says which section of t2i.models
+(--set launch.train.model=sit for another). --model counts a published size without a config.
 
 Two conventions side by side: GFLOPs (two per multiply-accumulate, attention products included), and
 GMACs without the products of queries with keys and of scores with values, which is what the papers
@@ -30,6 +34,7 @@ from t2i.models.costs.macs import (
 from t2i.models.mask_dit_config import MaskDiTConfig
 from t2i.models.sit_config import SiTConfig
 from t2i.models.tr_dit_config import TRDiTConfig
+from t2i.models.trained_family import TrainedFamily
 
 if TYPE_CHECKING:
     from torch import nn
@@ -44,6 +49,15 @@ class Config(Section):
     """What this command reads."""
 
     tr_dit: TRDiTConfig = section("t2i.models.tr_dit")
+    sit: SiTConfig = section("t2i.models.sit")
+    mask_dit: MaskDiTConfig = section("t2i.models.mask_dit")
+    launch: TrainedFamily = section("launch.train")
+
+    @property
+    def trained_model(self) -> Backbone:
+        """The section that ``launch.train.model`` names."""
+        config: Backbone = getattr(self, self.launch.model)
+        return config
 
 
 @dataclass(frozen=True)
@@ -51,10 +65,13 @@ class Setting:
     """What is counted besides the model: image, text, guidance, solver.
 
     Attributes:
-        size: image side in pixels.
+        size: image side in pixels, at least 1.
         text_tokens: 0 for class-conditional models.
-        gamma_strong, gamma_weak: of Sparse Guidance, in [0, 1).
-        steps: of the solver.
+        gamma_strong, gamma_weak: of Sparse Guidance, 0 <= strong < weak < 1.
+        steps: of the solver, at least 1.
+
+    Raises:
+        ValueError: a value outside these ranges.
     """
 
     size: int
@@ -62,6 +79,17 @@ class Setting:
     gamma_strong: float
     gamma_weak: float
     steps: int
+
+    def __post_init__(self) -> None:
+        for name, least in (("size", 1), ("text_tokens", 0), ("steps", 1)):
+            if getattr(self, name) < least:
+                flag = "--" + name.replace("_", "-")
+                raise ValueError(f"{flag} {getattr(self, name)} must be at least {least}")
+        if not 0 <= self.gamma_strong < self.gamma_weak < 1:
+            raise ValueError(
+                f"--gamma-strong {self.gamma_strong:g} and --gamma-weak {self.gamma_weak:g} must be "
+                "0 <= strong < weak < 1: the strong branch drops fewer tokens"
+            )
 
 
 @dataclass(frozen=True)
@@ -193,43 +221,67 @@ def build_parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--model", help="SiT-XL/2, MaskDiT-B/4, ... instead of the config's TR-DiT")
-    parser.add_argument("--size", type=int, help="image side in pixels (512; with --model 256)")
+    parser.add_argument("--model", help="SiT-XL/2, MaskDiT-B/4, ... instead of the config's model")
+    parser.add_argument("--size", type=int, help="image side in pixels (512; of classes 256)")
     parser.add_argument("--text-tokens", type=int, help="text tokens of TR-DiT (256)")
-    parser.add_argument("--gamma-strong", type=float, help="SG strong branch (0.1; --model 0.5)")
-    parser.add_argument("--gamma-weak", type=float, help="SG weak branch (0.8; --model 0.9)")
-    parser.add_argument("--steps", type=int, help="steps of the solver (50; with --model 40)")
+    parser.add_argument("--gamma-strong", type=float, help="SG strong branch (0.1; of classes 0.5)")
+    parser.add_argument("--gamma-weak", type=float, help="SG weak branch (0.8; of classes 0.9)")
+    parser.add_argument("--steps", type=int, help="steps of the solver (50; of classes 40)")
     add_config_arguments(parser)
     return parser
 
 
-def class_config(args: argparse.Namespace) -> SiTConfig | MaskDiTConfig:
-    """The settings that --model names, such as "SiT-XL/2" or "MaskDiT-XL/2".
+def chosen_config(args: argparse.Namespace) -> Backbone:
+    """The settings that --model names, such as "SiT-XL/2", or those of the model a config trains.
 
     Raises:
         ValueError: no such size, or a flag that has no meaning beside --model.
+        ConfigError: a config that cannot be used.
+    """
+    if args.model:
+        refuse_config_flags(args)
+        config_class = MaskDiTConfig if args.model.startswith("Mask") else SiTConfig
+        return config_class.from_size(args.model)
+    return config_from_args(args, Config).trained_model
+
+
+def refuse_config_flags(args: argparse.Namespace) -> None:
+    """Refuse the flags of configs beside --model, which takes no config.
+
+    Raises:
+        ValueError: names the flag.
     """
     ignored = {
-        "--text-tokens": args.text_tokens is not None,
         "--config": args.config != DEFAULT_CONFIG,
         "--set": bool(args.overrides),
         "--print-config": args.print_config,
     }
     for flag, is_given in ignored.items():
         if is_given:
-            raise ValueError(f"{flag} is for TR-DiT; leave it out, or leave out --model")
-    config_class = MaskDiTConfig if args.model.startswith("Mask") else SiTConfig
-    return config_class.from_size(args.model)
+            raise ValueError(
+                f"{flag} is for the config's model; leave it out, or leave out --model"
+            )
+
+
+def chosen_setting(args: argparse.Namespace, config: Backbone) -> Setting:
+    """The flags, and for those that are not given the values of the model's kind.
+
+    Raises:
+        ValueError: a value out of range, or text tokens of a model of classes.
+    """
+    has_text = isinstance(config, TRDiTConfig)
+    if args.text_tokens is not None and not has_text:
+        raise ValueError("--text-tokens is for TR-DiT; models of classes have none: leave it out")
+    names = ("size", "text_tokens", "gamma_strong", "gamma_weak", "steps")
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    return replace(TEXT_SETTING if has_text else CLASS_SETTING, **given)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the report."""
     args = build_parser().parse_args(argv)
-    config = class_config(args) if args.model else config_from_args(args, Config).tr_dit
-    defaults = CLASS_SETTING if args.model else TEXT_SETTING
-    names = ("size", "text_tokens", "gamma_strong", "gamma_weak", "steps")
-    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    print(report(config, replace(defaults, **given)))
+    config = chosen_config(args)
+    print(report(config, chosen_setting(args, config)))
     return 0
 
 

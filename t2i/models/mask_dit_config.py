@@ -18,6 +18,8 @@ class MaskDiTConfig(ClassConditionalConfig):
     decoder_width: int = Field(default=512, ge=4)
     decoder_heads: int = Field(default=16, ge=1)
 
+    num_draws: ClassVar[int] = 1  # of visible tokens in a forward pass
+
     @model_validator(mode="after")
     def _decoder_width_divides(self) -> Self:
         if self.decoder_width % 4 or self.decoder_width % self.decoder_heads:

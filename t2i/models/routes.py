@@ -34,6 +34,20 @@ def resolve_routes(routes: Routes, num_layers: int) -> Routes:
     return tuple(resolved)
 
 
+def count_draws(routes: Routes, draw_per_route: bool) -> int:
+    """How many draws of tokens a forward pass needs.
+
+    Raises:
+        ValueError: a draw per route of a model that has not several.
+    """
+    if draw_per_route and len(routes) < 2:
+        raise ValueError(
+            f"draw_per_route has no effect with {len(routes)} route(s); set it to false, or give "
+            "several routes, such as [[2, 10], [12, 30]]"
+        )
+    return len(routes) if draw_per_route else 1
+
+
 def first_routed(routes: Routes, num_layers: int) -> int:
     """The first layer that tokens can skip; `num_layers` when there are no (resolved) routes."""
     return routes[0][0] if routes else num_layers

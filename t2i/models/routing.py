@@ -46,8 +46,8 @@ class Kept:
     """Which tokens each sample keeps, in rows of one length.
 
     Attributes:
-        ids_BK: (B, K) int64, ascending and distinct in each row.
-        mask_BK: (B, K) bool; False = the token is not kept, it only fills up the row. None = all
+        ids_BK: (B, K) int64, ascending and distinct in each row; (routes, B, K) for a draw of each.
+        mask_BK: as ids_BK, bool; False = the token is not kept, it only fills up the row. None = all
             samples keep K tokens.
     """
 
@@ -70,6 +70,7 @@ def draw_keep(
     gamma: float | Tensor,
     bernoulli: bool = False,
     device: torch.device | str = "cpu",
+    num_draws: int = 1,
 ) -> Kept:
     """A draw in which samples may keep different numbers of tokens.
 
@@ -79,16 +80,23 @@ def draw_keep(
         bernoulli: keep each token with probability 1 - gamma, and at least one per sample, as the
             text of Sparse Guidance has it; else each sample keeps exactly `num_kept` tokens, the
             same that `draw_keep_ids` draws for it.
+        num_draws: > 1 for a draw of each route, (num_draws, B, K); the first is that of one draw.
 
     Raises:
         ValueError: a gamma outside [0, 1).
     """
+    streams = [stream, *(f"{stream} of route {number}" for number in range(1, num_draws))]
     if not bernoulli and not isinstance(gamma, Tensor):
-        ids_BK = draw_keep_ids(seed, stream, step, sample_ids_B, num_tokens, gamma, device)
-        return Kept(ids_BK)
-    gammas = gamma.tolist() if isinstance(gamma, Tensor) else [gamma] * len(sample_ids_B)
+        draws = [
+            draw_keep_ids(seed, one, step, sample_ids_B, num_tokens, gamma, device)
+            for one in streams
+        ]
+        return Kept(torch.stack(draws) if num_draws > 1 else draws[0])
+    gammas = [gamma] * len(sample_ids_B) if not isinstance(gamma, Tensor) else gamma.tolist()
+    gammas = num_draws * [round(value, 6) for value in gammas]  # a float32 of 0.7 is 0.69999999
     counts = [num_kept(num_tokens, value) for value in gammas]
-    words_BT = rng.words(seed, stream, step, sample_ids_B.to(device), num_tokens)
+    ids_B = sample_ids_B.to(device)
+    words_BT = torch.cat([rng.words(seed, one, step, ids_B, num_tokens) for one in streams])
     shuffled_BT = words_BT.argsort(dim=1, stable=True)
     if bernoulli:
         # the smallest words are kept: their number is binomial and the order of a draw is the same
@@ -98,7 +106,11 @@ def draw_keep(
         counts_B1 = torch.tensor(counts, device=device)[:, None]
     most = int(counts_B1.max())
     ids_BK, order_BK = shuffled_BT[:, :most].sort(dim=1)
-    return Kept(ids_BK, order_BK < counts_B1)
+    mask_BK = order_BK < counts_B1
+    if num_draws == 1:
+        return Kept(ids_BK, mask_BK)
+    shape = num_draws, len(ids_B), most
+    return Kept(ids_BK.view(shape), mask_BK.view(shape))
 
 
 def gather_tokens(tokens_BTD: Tensor, keep_ids_BK: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from t2i.config import Section
-from t2i.models.routes import Routes, resolve_routes
+from t2i.models.routes import Routes, count_draws, resolve_routes
 
 # size -> layers, width, heads (Peebles & Xie, arXiv 2212.09748, table 1)
 SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}
@@ -77,16 +77,24 @@ class SiTConfig(ClassConditionalConfig):
     learn_sigma: bool = True
     # [first, last] layer that dropped tokens skip, both included; negative counts from the end
     routes: Routes = ((2, -4),)
+    # each route draws the tokens that it keeps, in training and sampling; else all take the same
+    draw_per_route: bool = False
 
     @model_validator(mode="after")
     def _routes_exist(self) -> Self:
         resolve_routes(self.routes, self.num_layers)
+        count_draws(self.routes, self.draw_per_route)
         return self
 
     @property
     def head_channels(self) -> int:
         """Channels per pixel that the head computes."""
         return self.in_channels * (2 if self.learn_sigma else 1)
+
+    @property
+    def num_draws(self) -> int:
+        """Draws of kept tokens of a forward pass: 1, or one for each route."""
+        return count_draws(self.routes, self.draw_per_route)
 
     @property
     def resolved_routes(self) -> Routes:

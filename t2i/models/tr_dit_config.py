@@ -7,7 +7,7 @@ import math
 from pydantic import Field, field_validator, model_validator
 
 from t2i.config import Section
-from t2i.models.routes import Routes, resolve_routes
+from t2i.models.routes import Routes, count_draws, resolve_routes
 
 
 class TRDiTConfig(Section):
@@ -27,6 +27,8 @@ class TRDiTConfig(Section):
     adaln_rank: int = Field(default=64, ge=1)
     # [first, last] layer that dropped tokens skip, both included; negative counts from the end
     routes: Routes = ((2, 5),)
+    # each route draws the tokens that it keeps, in training and sampling; else all take the same
+    draw_per_route: bool = False
     # take the guidance scale as an input (model-guidance with an interval of scales feeds it)
     scale_input: bool = False
     # recompute each block in the backward pass: less memory, a third more time
@@ -47,6 +49,7 @@ class TRDiTConfig(Section):
                 "is a multiple of 8 (axial RoPE rotates a quarter of it by y and a quarter by x)"
             )
         resolve_routes(self.routes, self.num_layers)
+        count_draws(self.routes, self.draw_per_route)
         return self
 
     @property
@@ -59,6 +62,11 @@ class TRDiTConfig(Section):
         """Hidden width of the SwiGLU feed-forward network."""
         multiple = self.ffn_multiple
         return math.ceil(round(self.width * self.ffn_expansion, 6) / multiple) * multiple
+
+    @property
+    def num_draws(self) -> int:
+        """Draws of kept tokens of a forward pass: 1, or one for each route."""
+        return count_draws(self.routes, self.draw_per_route)
 
     @property
     def resolved_routes(self) -> Routes:

@@ -20,6 +20,8 @@ from PIL.PngImagePlugin import PngInfo
 CONTACT_SHEET = "contact_sheet.png"
 IMAGE_LIST = "images.jsonl"
 CONTACT_SHEET_COLUMNS = 8
+MAX_ON_CONTACT_SHEET = 64
+MAX_SEED = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -40,9 +42,18 @@ class ImageJob:
 def plan_images(
     prompts: Sequence[str], images_per_prompt: int, first_seed: int, settings: Mapping[str, str]
 ) -> list[ImageJob]:
-    """All images of a run: image number i, counting through the prompts, has seed first_seed + i."""
-    jobs = []
-    for number in range(len(prompts) * images_per_prompt):
+    """All images of a run: image number i, counting through the prompts, has seed first_seed + i.
+
+    Raises:
+        ValueError: the last seed does not fit 64 bits.
+    """
+    jobs, num_images = [], len(prompts) * images_per_prompt
+    if first_seed + num_images - 1 > MAX_SEED:
+        raise ValueError(
+            f"--seed {first_seed}: the last of {num_images} images would have a seed above "
+            f"{MAX_SEED}; start at a smaller one"
+        )
+    for number in range(num_images):
         prompt, seed = prompts[number // images_per_prompt], first_seed + number
         words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:40].rstrip("-")
         digest = hashlib.sha256(f"{seed}/{prompt}".encode()).hexdigest()[:8]
@@ -78,28 +89,40 @@ class ImageFolder:
 
     def begin(self, jobs: Sequence[ImageJob]) -> None:
         """Forget the list of another set, or of the same one with other settings."""
-        path = self.path / IMAGE_LIST
-        if path.exists() and path.read_text() != _list_of(jobs):
-            path.unlink()
+        if not self._lists(jobs):
+            (self.path / IMAGE_LIST).unlink(missing_ok=True)
 
     def finish(self, jobs: Sequence[ImageJob]) -> Path:
-        """List the images, now that all are there, and show them in one picture; its path."""
-        path = self.path / IMAGE_LIST
+        """List the images, now that all are there, and show the first in one picture; its path.
+
+        Of several processes that see all images the first does it; a later call has nothing to do.
+        """
+        path, sheet = self.path / IMAGE_LIST, self.path / CONTACT_SHEET
+        if self._lists(jobs) and sheet.exists():
+            return sheet
+        self.write_contact_sheet(jobs[:MAX_ON_CONTACT_SHEET])
         temporary = _temporary(path)
         temporary.write_text(_list_of(jobs))
         temporary.replace(path)
-        return self.write_contact_sheet(jobs)
+        return sheet
 
-    def write_contact_sheet(self, jobs: Sequence[ImageJob]) -> Path:
-        """Paste all images in order into one picture; returns its path."""
-        images = [Image.open(self.path / job.name).convert("RGB") for job in jobs]
-        columns = min(CONTACT_SHEET_COLUMNS, len(images))
-        width, height = images[0].size
-        sheet = Image.new("RGB", (columns * width, -(-len(images) // columns) * height), "white")
-        for number, image in enumerate(images):
-            sheet.paste(image, (number % columns * width, number // columns * height))
+    def write_contact_sheet(self, jobs: Sequence[ImageJob]) -> None:
+        """Paste the images, all of one size, in order into one picture."""
+        columns = min(CONTACT_SHEET_COLUMNS, len(jobs))
+        with Image.open(self.path / jobs[0].name) as first:
+            width, height = first.size
+        sheet = Image.new("RGB", (columns * width, -(-len(jobs) // columns) * height), "white")
+        for number, job in enumerate(jobs):
+            with Image.open(self.path / job.name) as image:
+                sheet.paste(image, (number % columns * width, number // columns * height))
         self._save(sheet, self.path / CONTACT_SHEET, PngInfo())
-        return self.path / CONTACT_SHEET
+
+    def _lists(self, jobs: Sequence[ImageJob]) -> bool:
+        """Whether the list is there and is exactly that of these images."""
+        try:
+            return (self.path / IMAGE_LIST).read_text() == _list_of(jobs)
+        except FileNotFoundError:
+            return False
 
     def _save(self, image: Image.Image, path: Path, info: PngInfo) -> None:
         self.path.mkdir(parents=True, exist_ok=True)

@@ -183,14 +183,18 @@ class GuidedField:
             rows = torch.cat([images + len(images) * conditions.index(one) for one in asked])
             hidden = hidden.select(rows)
         keep_ids = keep_mask = None
-        if num_kept(num_tokens, batch[0].gamma) < num_tokens:
-            kept = self._keep(batch, num_tokens, step)
+        gamma = batch[0].gamma
+        if (self.bernoulli and gamma > 0) or num_kept(num_tokens, gamma) < num_tokens:
+            num_draws = self.networks[name].config.num_draws
+            kept = self._keep(batch, num_tokens, step, num_draws)
             keep_ids, keep_mask = kept.ids_BK, kept.mask_BK
         return self.networks[name].from_route(
             hidden, self._context(name, asked), keep_ids, keep_mask, skip_blocks
         )
 
-    def _keep(self, batch: tuple[Evaluation, ...], num_tokens: int, step: int) -> Kept:
+    def _keep(
+        self, batch: tuple[Evaluation, ...], num_tokens: int, step: int, num_draws: int
+    ) -> Kept:
         """The kept tokens of each branch and image, fresh per image, step and draw."""
         draws = [
             draw_keep(
@@ -202,12 +206,13 @@ class GuidedField:
                 evaluation.gamma,
                 self.bernoulli,
                 self.seeds_B.device,
+                num_draws,
             )
             for evaluation in batch
         ]
         if self.bernoulli:  # a batch of one branch
             return draws[0]
-        return Kept(torch.cat([draw.ids_BK for draw in draws]))
+        return Kept(torch.cat([draw.ids_BK for draw in draws], dim=-2))
 
     def _context(self, name: str, conditions: tuple[Condition, ...]) -> Context:
         """Several prepared conditions, one after the other; joined once."""

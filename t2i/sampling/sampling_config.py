@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from t2i.config import ASSETS_FOLDER, Section
 from t2i.models.routes import RoutingDraw
@@ -44,7 +44,7 @@ class SamplingConfig(Section):
     model_scale: float | None = Field(
         None, ge=0, description="guidance scale fed to a model with a scale input; none = 1, plain"
     )
-    size: tuple[int, int] | None = Field(
+    size: tuple[PositiveInt, PositiveInt] | None = Field(
         None, description="height and width in pixels; none = the size the pipeline is made for"
     )
     seed: int = Field(0, ge=0, description="image number i of a run has the seed seed + i")

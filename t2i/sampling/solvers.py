@@ -54,7 +54,9 @@ class UniPC:
     """UniPC of order 2 (arXiv 2302.04867) by diffusers: one evaluation a step, remembers the last.
 
     It solves in log signal-to-noise ratio for the data estimate, with noise level s = 1 - t and
-    velocity noise - data: diffusers' convention, converted here.
+    velocity noise - data: diffusers' convention, converted here. When x is not the one that it
+    returned, a callback has replaced it, and the memory of the path that led elsewhere is dropped: the next
+    step is of first order.
     """
 
     def __init__(self, times: Sequence[float]) -> None:
@@ -65,11 +67,17 @@ class UniPC:
         )
         self.scheduler.set_timesteps(sigmas=1 - np.array(times[:-1]))
         self.scheduler.set_begin_index(0)
+        self.returned: Tensor | None = None
 
     def __call__(self, field: Field, x: Tensor, time: float, next_time: float, step: int) -> Tensor:
         """x at the next time; to be called for each step in order."""
+        if self.returned is not None and not torch.equal(x, self.returned):
+            self.scheduler.last_sample = None  # else the corrector starts from there again
+            self.scheduler.lower_order_nums = 0  # a step of first order, as at the beginning
         velocity = field(x, time, step)
-        return self.scheduler.step(-velocity, self.scheduler.timesteps[step], x).prev_sample
+        next_x = self.scheduler.step(-velocity, self.scheduler.timesteps[step], x).prev_sample
+        self.returned = next_x.clone()  # a callback may change next_x in place
+        return next_x
 
 
 SOLVERS: dict[str, Solver] = {"euler": lambda _: euler, "heun": lambda _: heun, "unipc": UniPC}

@@ -58,6 +58,7 @@ class Backbone:
         patch_size: of the model.
         conditioner: gives the conditions that ``network`` takes.
         takes_scale: whether ``network`` takes ``guidance_scale_B``, (B,) float32.
+        num_draws: of kept tokens in a forward pass: 1, or one for each route.
         training_flops: (image tokens, text tokens, gamma) -> FLOPs of one sample, forward and
             backward; see `t2i.models.costs.macs.training_flops`.
     """
@@ -68,6 +69,7 @@ class Backbone:
     conditioner: Conditioner
     takes_scale: bool
     training_flops: Callable[[int, int, float], float]
+    num_draws: int = 1
 
 
 class TextConditioned(nn.Module):
@@ -202,7 +204,9 @@ def text_backbone(
     conditioner = TextConditioner(encode, device, reference_captions)
     network, config = TextConditioned(model), model.config
     flops = partial(training_flops, config)
-    return Backbone(model, network, config.patch_size, conditioner, config.scale_input, flops)
+    return Backbone(
+        model, network, config.patch_size, conditioner, config.scale_input, flops, config.num_draws
+    )
 
 
 def label_backbone(model: SiT | MaskDiT, device: torch.device) -> Backbone:
@@ -210,4 +214,6 @@ def label_backbone(model: SiT | MaskDiT, device: torch.device) -> Backbone:
     config = model.config
     conditioner = LabelConditioner(config.num_classes, device)
     flops = partial(training_flops, config)
-    return Backbone(model, model, config.patch_size, conditioner, config.scale_input, flops)
+    return Backbone(
+        model, model, config.patch_size, conditioner, config.scale_input, flops, config.num_draws
+    )

@@ -14,6 +14,9 @@ Saving writes into ``step-N.tmp`` (each file by another rank, if there are sever
 renames. Nothing in it depends on the world size or ZeRO stage. Readers take the newest folder
 whose manifest verifies; a damaged one is named and passed over.
 
+What a run goes back behind is renamed to ``step-N.aside-TIME``, which no reader takes and nothing
+removes.
+
 Nothing in it is a pickle either, so reading a stranger's checkpoint runs no code of theirs: tensors
 are safetensors, the rest is JSON and YAML, file names are bare. `t2i.models.convert` reads foreign
 weights from safetensors, and from .pt files by ``torch.load(..., weights_only=True)`` alone.
@@ -54,9 +57,11 @@ class TrainingState:
         optimizer_steps: updates that Adam's moments have seen.
         ema_updates: updates that the EMA has seen.
         power_updates: updates that each power average has seen.
+        skipped_in_a_row: of the skipped steps, those since the last update.
         skipped: steps without an update, because their gradient was refused.
         objective: what moves in the objective, such as lambda; {} = nothing.
         gradient_norms: that spikes are told by, oldest first; see `spikes.SpikeGuard`.
+        data: what each dataset's shards were, see `run.Run`; [] = not known.
     """
 
     step: int
@@ -66,6 +71,8 @@ class TrainingState:
     objective: Mapping[str, float | None] = field(default_factory=dict)
     gradient_norms: Sequence[float] = field(default_factory=list)
     power_updates: int = 0
+    skipped_in_a_row: int = 0
+    data: Sequence[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -181,9 +188,14 @@ def step_of(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
+def folder_name(step: int) -> str:
+    """The name of the checkpoint folder of a step."""
+    return f"step-{step:08d}"
+
+
 def temporary_folder(folder: Path, step: int) -> Path:
     """Where the files of a checkpoint are written before `commit`."""
-    return folder / f"step-{step:08d}.tmp"
+    return folder / f"{folder_name(step)}.tmp"
 
 
 def write_tensors(path: Path, kind: str, tensors: dict[str, Tensor]) -> None:
@@ -244,6 +256,18 @@ def remove_leftovers(folder: Path) -> None:
     for pattern in ("step-*.tmp", "step-*.removed"):
         for path in folder.glob(pattern):
             shutil.rmtree(path)
+
+
+def set_aside(folder: Path, after: int, time: int) -> list[Path]:
+    """Rename the checkpoints after a step, so that none is read; ``time``: Unix, in their new names.
+
+    Returns the new paths, newest first: a run that is interrupted here goes on from the newest left.
+    """
+    moved = []
+    for path in checkpoint_paths(folder):
+        if (step_of(path.name) or 0) > after:
+            moved.append(path.rename(path.with_name(f"{path.name}.aside-{time}")))
+    return moved
 
 
 def checkpoint_paths(folder: Path) -> list[Path]:

@@ -33,6 +33,7 @@ class Start:
         optimizer_steps: updates that the moments have seen.
         ema_updates: updates that the EMA has seen.
         power_updates: updates that the power averages have seen.
+        skipped_in_a_row: steps without an update since the last one.
         step: steps that this run has done.
         skipped: those of them without an update.
         objective: where the objective's state stands; {} = at its start.
@@ -47,6 +48,7 @@ class Start:
     optimizer_steps: int = 0
     ema_updates: int = 0
     power_updates: int = 0
+    skipped_in_a_row: int = 0
     step: int = 0
     skipped: int = 0
     objective: Mapping[str, float | None] = field(default_factory=dict)
@@ -64,10 +66,11 @@ class Run:
         validation: this rank's held-out batches, equally many on each rank; may be empty.
         start: from `resume` when ``folder`` has a checkpoint.
         samples: what to sample every ``config.sample_every`` steps; None = nothing.
-        settings: the resolved config, stored beside each checkpoint (YAML).
+        settings: the resolved config of this stage, stored beside each checkpoint (YAML).
         on_checkpoint: called by rank 0 with each new checkpoint's folder, say to copy it elsewhere;
             must return soon and raise nothing.
         profile: steps to trace; None = none.
+        data: tells each dataset's shards by their sizes, stored in each checkpoint; () = not known.
     """
 
     name: str
@@ -82,6 +85,7 @@ class Run:
     samples: ValidationSamples | None = None
     on_checkpoint: Callable[[Path], None] | None = None
     profile: ProfileSteps | None = None
+    data: Sequence[str] = ()
 
 
 # (folder of checkpoints, its newest or None) -> a newer one, copied there from elsewhere, or the same
@@ -119,6 +123,7 @@ def resume(saved: Checkpoint, power_widths: Sequence[float]) -> Start:
         start,
         power_averages={width: saved.tensors(power_kind(width)) for width in power_widths},
         power_updates=state.power_updates,
+        skipped_in_a_row=state.skipped_in_a_row,
         step=state.step,
         skipped=state.skipped,
         objective=state.objective,

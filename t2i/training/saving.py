@@ -100,16 +100,26 @@ class Saver:
             temporary.mkdir(parents=True, exist_ok=True)
 
     def _write_tensors(self, temporary: Path) -> None:
-        """Every rank joins in gathering each kind of tensor; one rank keeps and writes it."""
-        mine: dict[str, dict[str, Tensor]] = {}
+        """Every rank joins in gathering each kind of tensor; one rank keeps and writes it.
+
+        Ranks write at the same time, after all is gathered. One that has several kinds to write holds
+        one of them in memory at a time; an error on the way must not keep it from gathering.
+        """
+        held: tuple[str, dict[str, Tensor]] | None = None
+        problem: OSError | None = None
         for number, (kind, flats) in enumerate(self.partitions().items()):
             is_mine = number % self.world_size == self.rank
+            if is_mine and held is not None:
+                problem = problem or _write(temporary, *held)
+                held = None
             whole = self.engine.gather(flats)
             gathered = {n: t.to("cpu", self.dtype) for n, t in whole if is_mine}
             if is_mine:
-                mine[kind] = gathered
-        for kind, tensors in mine.items():
-            checkpoint.write_tensors(temporary, kind, tensors)
+                held = kind, gathered
+        if held is not None:
+            problem = problem or _write(temporary, *held)
+        if problem is not None:
+            raise problem
 
     def _commit(self, temporary: Path, state: TrainingState) -> None:
         if self.rank == 0:
@@ -125,3 +135,11 @@ class Saver:
         problems: list[str | None] = [None] * self.world_size
         dist.all_gather_object(problems, problem)
         return next((text for text in problems if text is not None), None)
+
+
+def _write(temporary: Path, kind: str, tensors: dict[str, Tensor]) -> OSError | None:
+    try:
+        checkpoint.write_tensors(temporary, kind, tensors)
+    except OSError as error:
+        return error
+    return None

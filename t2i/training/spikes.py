@@ -69,14 +69,20 @@ class SkippedSteps:
 
     Attributes:
         count: of the whole run.
+        in_a_row: of them, since the last step that was applied.
     """
 
-    def __init__(self, folder: Path, rank: int, step: int, count: int, most_in_a_row: int) -> None:
-        """``step``: steps done; the record of later ones, which are run again, is removed."""
+    def __init__(
+        self, folder: Path, rank: int, step: int, count: int, most_in_a_row: int, in_a_row: int = 0
+    ) -> None:
+        """``step``: steps done, of which ``count`` were skipped, and the last ``in_a_row`` together.
+
+        The record of later ones, which are run again, is removed.
+        """
         self.file = folder / f"skipped-rank{rank}.jsonl"
         drop_lines_after(self.file, step - 1)  # a line's step is counted from 0
         self.rank, self.count, self.most_in_a_row = rank, count, most_in_a_row
-        self.in_a_row = 0
+        self.in_a_row = in_a_row
 
     def end_row(self) -> None:
         """A step was applied."""
@@ -105,6 +111,6 @@ class SkippedSteps:
         if self.in_a_row >= self.most_in_a_row:
             raise ValueError(
                 f"{self.in_a_row} steps in a row had gradients that were refused (the last one: "
-                f"{problem}); look at the samples in {self.file}, go on from a checkpoint with a lower "
-                "learning_rate, or raise max_gradient_norm_ratio if the norms are right"
+                f"{problem}); look at the samples in {self.file}, go back to a checkpoint (the same "
+                "command with --from-step N) and go on with a lower learning_rate, or raise max_gradient_norm_ratio if the norms are right"
             )

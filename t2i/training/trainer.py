@@ -27,7 +27,7 @@ from t2i.training.backbone import compile_blocks
 from t2i.training.checkpoint import TrainingState
 from t2i.training.engine import MOMENTS, Engine
 from t2i.training.monitoring.metrics import LossSums, Window, memory_gb
-from t2i.training.monitoring.profiling import Profile, communication_traced
+from t2i.training.monitoring.profiling import Profile, check_profile_steps, communication_traced
 from t2i.training.monitoring.reporter import Reporter
 from t2i.training.monitoring.throughput import batch_flops, peak_tflops
 from t2i.training.monitoring.validation import Validator
@@ -82,8 +82,9 @@ class Trainer:
         self.epoch: int | None = None
         self.reporter: Reporter | None = None
         self.profile: Profile | None = None
-        if run.profile is not None and self.rank == 0:
-            self.profile = Profile(run.profile, run.folder, self.step, self.config.steps)
+        if run.profile is not None:
+            check_profile_steps(run.profile, self.config.steps)
+            self.profile = Profile(run.profile, run.folder, self.step) if self.rank == 0 else None
         seconds = 60 * self.config.timeout_minutes
         self.watchdog = Watchdog(run.folder, self.rank, self.world_size, seconds, self.step)
         self.window = Window(run.device)
@@ -109,7 +110,12 @@ class Trainer:
         self.step = start.step
         folder, config = self.run.folder, self.config
         self.skipped = SkippedSteps(
-            folder, self.rank, self.step, start.skipped, config.max_skipped_in_a_row
+            folder,
+            self.rank,
+            self.step,
+            start.skipped,
+            config.max_skipped_in_a_row,
+            start.skipped_in_a_row,
         )
         self.spikes = SpikeGuard(
             config.max_gradient_norm_ratio, config.gradient_norm_window, start.gradient_norms
@@ -175,7 +181,7 @@ class Trainer:
                 self._traced_step(batches)
                 self.step += 1
                 self._trace()
-                if self._is_due(self.config.log_every):
+                if self._is_due(self.config.log_every) or self.stop_agreed:
                     self._log(bar)
                     self.window = Window(self.run.device)
                 self._validate()
@@ -343,6 +349,8 @@ class Trainer:
             self.objective.state,
             self.spikes.norms,
             max((average.updates for average in self.power_averages.values()), default=0),
+            self.skipped.in_a_row,
+            list(self.run.data),
         )
 
     def _request_stop(self, *_: object) -> None:

@@ -39,7 +39,9 @@ class TrainingConfig(Section):
 
     # Batch: global_batch = micro_batch x gradient accumulation x processes.
     global_batch: int = Field(default=3_072, ge=1)
-    micro_batch: int = Field(default=32, ge=1, description="samples of one forward of one process")
+    micro_batch: int = Field(
+        default=32, ge=1, description="samples of one forward of one process, at most; see `fitted`"
+    )
 
     # Objective; sparsity and times are common to all of them.
     objective: ObjectiveConfig = FlowMatchingConfig()
@@ -92,14 +94,6 @@ class TrainingConfig(Section):
     wandb: Literal["off", "offline", "online"] = "off"
 
     @model_validator(mode="after")
-    def _micro_batch_divides_global_batch(self) -> TrainingConfig:
-        if self.global_batch % self.micro_batch:
-            raise ValueError(
-                f"global_batch {self.global_batch} is not a multiple of micro_batch {self.micro_batch}"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _power_averages_rise_and_snapshots_have_some(self) -> TrainingConfig:
         widths = list(self.power_averages)
         if any(narrow >= wide for narrow, wide in pairwise(widths)):
@@ -139,23 +133,25 @@ class TrainingConfig(Section):
             )
         return self
 
-    def accumulation(self, world_size: int) -> int:
-        """Micro-batches per step and process.
+    def fitted(self, world_size: int) -> TrainingConfig:
+        """The same with the largest micro-batch, up to ``micro_batch``, that deals out evenly.
 
         Raises:
-            ValueError: the global batch cannot be dealt out evenly.
+            ValueError: the global batch cannot be dealt out among so many processes.
         """
-        together = self.micro_batch * world_size
-        if self.global_batch % together:
+        if self.global_batch % world_size:
             raise ValueError(
-                f"t2i.training: global_batch {self.global_batch} is not a multiple of micro_batch "
-                f"{self.micro_batch} x {world_size} processes; choose e.g. micro_batch "
-                f"{largest_divisor(self.global_batch // world_size, self.micro_batch)}"
-                if self.global_batch % world_size == 0
-                else f"t2i.training.global_batch {self.global_batch} cannot be divided among "
+                f"t2i.training.global_batch {self.global_batch} cannot be divided among "
                 f"{world_size} processes"
             )
-        return self.global_batch // together
+        size = largest_divisor(self.global_batch // world_size, self.micro_batch)
+        return self.model_copy(update={"micro_batch": size})
+
+    def accumulation(self, world_size: int) -> int:
+        """Micro-batches per step and process, of a config that is `fitted`."""
+        count, rest = divmod(self.global_batch, self.micro_batch * world_size)
+        assert rest == 0, (self.global_batch, self.micro_batch, world_size)
+        return count
 
     def learning_rate_at(self, step: int) -> float:
         """Learning rate of step ``step`` (from 0): linear warm-up, then constant."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -48,6 +49,7 @@ CASES: dict[str, Callable[[], dict[str, Any]]] = {
     "file in place of a folder": lambda: {"folder": FOLDER / "file" if RANK else FOLDER / "run"},
     "uneven batch": lambda: {"training": TrainingConfig(global_batch=5, micro_batch=1)},
     "no data on one node": lambda: with_data(str(FOLDER / "nothing") if RANK else DATA),
+    "other data on one node": lambda: with_data(str(FOLDER / f"latents{RANK}")),
     "no s3": lambda: with_data("s3://bucket/latents"),
     "little disk": lambda: {"launch": LaunchConfig(min_free_disk_gb=1e9)},
     "big checkpoints": lambda: {"num_parameters": 10**15},
@@ -63,7 +65,8 @@ CASES: dict[str, Callable[[], dict[str, Any]]] = {
 
 def outcome(case: Callable[[], dict[str, Any]]) -> object:
     try:
-        return check_environment(**{**DEFAULTS, **case()})
+        checked = check_environment(**{**DEFAULTS, **case()})
+        return [*checked.warnings]
     except ConfigError as error:
         return str(error)
     except SystemExit as stop:
@@ -72,6 +75,9 @@ def outcome(case: Callable[[], dict[str, Any]]) -> object:
 
 if __name__ == "__main__":
     (FOLDER / "file").touch()
+    copied = shutil.copytree(DATA, FOLDER / f"latents{RANK}", dirs_exist_ok=True)
+    if RANK:
+        sorted(copied.glob("manifest/*"))[-1].unlink()  # what a shard is committed by
     start_processes(timeout_minutes=1)
     print(json.dumps({name: outcome(case) for name, case in CASES.items()}))
     stop_processes()

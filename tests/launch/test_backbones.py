@@ -46,6 +46,7 @@ def check(config: Config) -> None:
             *GUIDED,
             "t2i.training.objective.scale={decay: 0.8}",
             "launch.train.validation_samples=8",
+            "data_pipeline.loader.held_out=8",
         ),
         (*MASK_DIT, *MASKED),
         (*MASK_DIT, "t2i.training.gamma=0"),
@@ -72,6 +73,10 @@ def test_what_fits_is_let_through(overrides: tuple[str, ...]) -> None:
         ((*SIT, "t2i.models.sit.prediction=epsilon"), "t2i.models.sit.prediction: .* velocity"),
         ((*SIT, "t2i.models.sit.routes=[]"), "gamma 0.5 skips tokens, but t2i.models.sit.routes"),
         (("t2i.models.tr_dit.routes=[]",), "t2i.models.tr_dit.routes is empty"),
+        (
+            ("launch.train.validation_samples=9", "data_pipeline.loader.held_out=8"),
+            "validation_samples 9: only 8 samples are held out; set data_pipeline.loader.held_out",
+        ),
         (
             (*SIT, *INTERVAL, "t2i.models.tr_dit.scale_input=true"),
             "t2i.training.objective: scale is an interval, but the network has no scale input; .*"

@@ -63,6 +63,16 @@ def test_nothing_is_said_when_all_is_well(outcomes: list[dict[str, Any]], folder
         ("file in place of a folder", ("rank 1 (", "file cannot be written", "choose another")),
         ("uneven batch", ("global_batch 5 cannot be divided among 2 processes",)),
         ("no data on one node", ("rank 1 (", "nothing cannot be read", "where all nodes see it")),
+        (
+            "other data on one node",
+            (
+                "rank 1 (",
+                "latents1 has",
+                "shards (",
+                "but 240 samples in",
+                "give all nodes the same",
+            ),
+        ),
         ("no s3", ("rank 0 (", "s3://bucket/latents cannot be read", "credentials", "(and 1 more")),
         ("little disk", ("launch.train.min_free_disk_gb", "GB free", "little_disk to warn")),
         (

@@ -12,15 +12,16 @@ import yaml
 from safetensors.torch import save_file
 
 from launch.config import LaunchConfig, StageConfig, stage_section
-from launch.train_t2i import fresh_start, main
-from t2i.config import ConfigError
+from launch.train_t2i import Config, copies_to_start_from, fresh_start, main
+from t2i.config import ConfigError, load_config
 from t2i.flow import TimestepConfig
 from t2i.training import checkpoint
 from t2i.training.objectives.config import FlowMatchingConfig
 from t2i.training.objectives.model_guidance_config import ModelGuidanceConfig
 from t2i.training.training_config import TrainingConfig
 
-SCRIPT = Path(__file__).resolve().parents[2] / "launch" / "train_t2i.py"
+REPO = Path(__file__).resolve().parents[2]
+SCRIPT = REPO / "launch" / "train_t2i.py"
 
 
 def test_help_is_fast_and_shows_examples() -> None:
@@ -103,6 +104,25 @@ def test_stage_2_takes_weights_and_ema_of_stage_1(
     assert start.moments is not None
     assert start.moments["exp_avg_sq"]["w"][0] == 3.0
     assert start.optimizer_steps == 6
+
+
+def test_stage_2_on_a_fresh_machine_takes_the_copies_of_stage_1(
+    tmp_path: Path, process_group: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = load_config(
+        REPO / "configs" / "nano.yaml",
+        [f"root={tmp_path}", f"launch.train.upload.address={tmp_path / 'copies'}"],
+        Config,
+    )
+    stage = config.launch.stage2
+    copies = copies_to_start_from(config, stage)
+    assert copies is not None
+    written = write_stage_1(tmp_path / "elsewhere")
+    copies.send(written, written.name)
+    start = fresh_start(2, stage, copies)
+    assert start.weights is not None
+    assert str(tmp_path / "runs" / "stage1" / "checkpoints" / written.name) in start.source
+    assert copies_to_start_from(config, config.launch.stage1) is None
 
 
 def test_stage_2_takes_the_newest_checkpoint_that_verifies(

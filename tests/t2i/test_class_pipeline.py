@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from t2i.class_pipeline import ClassToImagePipeline
+from t2i.encoders.vae import load_vae
 from t2i.encoders.vae_config import VAEConfig
 from t2i.guidance.methods import make_guidance
 from t2i.models.mask_dit import MaskDiT
@@ -93,8 +94,19 @@ def test_the_null_condition_is_the_null_class_and_the_random_ones_are_classes(
 
     assert conditions("cfg") == {"text": [2] * 100 + [4] * 100, "null": [5] * 200}
     random = conditions("icg")["random"]
-    assert {random.count(label) > 20 for label in range(5)} == {True}
-    assert len(random) == 200
+    for own, drawn in ((2, random[:100]), (4, random[100:])):
+        counts = [drawn.count(label) for label in range(5)]
+        assert counts[own] == 0
+        assert min(counts[:own] + counts[own + 1 :]) > 10
+        assert sum(counts) == 100
+
+
+def test_a_single_class_has_no_other_to_draw(vae: VAEConfig) -> None:
+    model = SiT(SIT.model_copy(update={"num_classes": 1}))
+    pipeline = ClassToImagePipeline(model, load_vae(vae), size=(64, 64))
+    with pytest.raises(ValueError, match="icg needs a model of at least two classes"):
+        latents(pipeline, 0, guidance="icg")
+    assert latents(pipeline, 0, guidance="none").isfinite().all()
 
 
 def test_a_second_network_is_loaded_for_autoguidance(folder: Path, vae: VAEConfig) -> None:
@@ -115,6 +127,9 @@ def test_a_second_network_is_loaded_for_autoguidance(folder: Path, vae: VAEConfi
         (-1, {}, r"class -1: must be in \[0, 4\]"),
         ([1, 2], {"seeds": [1]}, "2 images need as many seeds, got 1"),
         (1, {"width": 40}, "size 64x40: both sides must be multiples of 16"),
+        ([], {}, r"labels must be one or several, got \[\]"),
+        (1, {"num_images_per_label": 0}, "num_images_per_label must be at least 1, got 0"),
+        (1, {"routing_draw": "Bernouli"}, "routing_draw must be fixed or bernoulli, got 'Bern"),
         (1, {"guidance": "ag"}, "guidance ag needs a second, weaker network"),
     ],
 )

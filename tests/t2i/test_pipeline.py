@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 
 from t2i.guidance.methods import make_guidance
+from t2i.image_pipeline import choose_seeds
 from t2i.models.tr_dit import TRDiT
-from t2i.pipeline import TextToImagePipeline, checkpoint_hash
+from t2i.pipeline import TextToImagePipeline, checkpoint_hash, draw_others
 
 PROMPTS = ["a red circle", "a small blue square on a white background."]
 FEW = {"num_inference_steps": 3}
@@ -78,6 +79,39 @@ def test_a_generator_draws_the_seeds(pipeline: TextToImagePipeline) -> None:
     assert first == again != other
 
 
+def test_one_generator_per_image_draws_its_seed(pipeline: TextToImagePipeline) -> None:
+    def drawn(*numbers: int) -> tuple[int, ...]:
+        generators = [torch.Generator().manual_seed(number) for number in numbers]
+        return pipeline(PROMPTS, generator=generators, **FEW).seeds
+
+    assert drawn(0, 1) == drawn(1, 0)[::-1]
+    assert drawn(0, 0)[0] == drawn(0, 0)[1]
+    with pytest.raises(ValueError, match="2 images need one generator, or as many, got 3"):
+        drawn(0, 1, 2)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_generator_of_another_device_draws_the_seeds() -> None:
+    generator = torch.Generator("cuda").manual_seed(0)
+    assert len(set(choose_seeds(None, 4, generator))) == 4
+
+
+def test_the_independent_prompt_is_another_than_the_image_s_own(
+    pipeline: TextToImagePipeline,
+) -> None:
+    random_prompts, seeds = ["a", "b", "c", "b"], range(100)
+
+    def drawn(prompt: str) -> list[str]:
+        rows_B = draw_others([prompt] * 100, random_prompts, seeds)
+        return [random_prompts[row] for row in rows_B.tolist()]
+
+    assert set(drawn("b")) == {"a", "c"}
+    assert set(drawn("d")) == {"a", "b", "c"}
+    with pytest.raises(ValueError, match="random_prompts must have another prompt than 'a', got"):
+        latents(pipeline, "a", guidance="icg", random_prompts=["a", "a"])
+
+
 def test_settings_by_name_and_a_guidance_object_agree(pipeline: TextToImagePipeline) -> None:
     named = latents(
         pipeline, PROMPTS[0], seeds=[1], guidance="sg", guidance_scale=2, gamma_weak=0.6
@@ -116,6 +150,11 @@ def test_the_callback_sees_every_step_and_may_replace_the_latents(
     assert steps == [(0, 0.333), (1, 0.667), (2, 1.0)]
 
 
+def test_a_callback_may_return_nothing(pipeline: TextToImagePipeline) -> None:
+    watched = latents(pipeline, PROMPTS[0], seeds=[1], callback_on_step_end=lambda *_: None)
+    assert torch.equal(watched, latents(pipeline, PROMPTS[0], seeds=[1]))
+
+
 def test_a_saved_pipeline_makes_the_same_image(
     pipeline: TextToImagePipeline, tmp_path: Path, pipeline_folder: Path
 ) -> None:
@@ -145,13 +184,28 @@ def test_a_second_network_is_loaded_for_autoguidance(pipeline_folder: Path) -> N
         ({"guidance": make_guidance("cfg"), "guidance_scale": 2}, "omega cannot be given beside"),
         ({"gamma_strong": 1.5}, r"gamma_strong must be in \[0, 1\)"),
         ({"solver": "rk4"}, "unknown solver"),
+        ({"prompt": []}, r"prompt must be one or several, got \[\]"),
+        ({"num_images_per_prompt": 0}, "num_images_per_prompt must be at least 1, got 0"),
+        ({"num_inference_steps": 0}, "num_inference_steps must be at least 1, got 0"),
+        ({"output_type": "numpy"}, "output_type must be pil, np, pt or latent, got 'numpy'"),
+        ({"routing_draw": "Bernouli"}, "routing_draw must be fixed or bernoulli, got 'Bernouli'"),
+        ({"shift": "resolutio"}, "shift must be 'resolution' or a number > 0, got 'resolutio'"),
+        ({"shift": 0}, "shift must be 'resolution' or a number > 0, got 0"),
+        ({"shift": -1.0}, "shift must be 'resolution' or a number > 0, got -1.0"),
+        ({"shift": float("nan")}, "shift must be 'resolution' or a number > 0, got nan"),
+        ({"height": 0}, "height must be None or at least 1, got 0"),
+        ({"width": -32}, "width must be None or at least 1, got -32"),
+        (
+            {"guidance": "icg", "random_prompts": []},
+            r"random_prompts must have another prompt than 'a red circle', got \[\]",
+        ),
     ],
 )
 def test_bad_arguments_are_refused(
     pipeline: TextToImagePipeline, arguments: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        pipeline("a red circle", **FEW, **arguments)
+        pipeline(**{"prompt": "a red circle", **FEW, **arguments})
 
 
 def test_a_folder_without_a_pipeline_is_named(tmp_path: Path) -> None:

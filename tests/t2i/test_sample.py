@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -16,13 +16,16 @@ from PIL import Image
 
 from t2i.config import load_config
 from t2i.console import run_command
+from t2i.encoders.encoder_hash import encoder_hash
+from t2i.encoders.text_config import TextEncoderConfig
+from t2i.encoders.vae_config import VAEConfig
 from t2i.models.sit import SiT
 from t2i.models.sit_config import SiTConfig
 from t2i.models.storage import save_transformer
 from t2i.pipeline import checkpoint_hash
 from t2i.sample import Config as SampleConfig
-from t2i.sample import build_parser, builtin_prompts, main, merge_flags, read_prompts
-from t2i.shapes import parse_caption
+from t2i.sample import build_parser, main, merge_flags, settings_of
+from t2i.sampling.prompts import builtin_prompts
 
 Run = Callable[..., int]
 
@@ -60,6 +63,8 @@ def test_images_carry_what_made_them(run: Run, tmp_path: Path, pipeline_folder: 
             "seed": "5",
             "guidance": "sg omega=1.8 gamma_strong=0.1 gamma_weak=0.8",
             "checkpoint": checkpoint_hash(pipeline_folder),
+            "vae": encoder_hash(VAEConfig(path="vae"), pipeline_folder),
+            "text_encoder": encoder_hash(TextEncoderConfig(path="text_encoder"), pipeline_folder),
             "steps": "2",
             "solver": "euler",
             "shift": "1.0",
@@ -139,40 +144,65 @@ def test_accelerate_launch_makes_the_same_images(
             assert max(abs(a - b) for a, b in pairs) <= 1
 
 
-def test_prompts_come_from_arguments_and_files(tmp_path: Path) -> None:
-    text, lines = tmp_path / "prompts.txt", tmp_path / "prompts.jsonl"
-    text.write_text("a circle\n\n a square \n")
-    lines.write_text(json.dumps({"prompt": "a cross", "tag": "x"}) + "\n")
-    assert read_prompts(["first"], text) == ["first", "a circle", "a square"]
-    assert read_prompts([], lines) == ["a cross"]
-    lines.write_text('{"prompt": "a"}\n{"text": "b"}\n')
-    with pytest.raises(ValueError, match=r"prompts\.jsonl:2: expected a JSON object"):
-        read_prompts([], lines)
+def settings_with(config_file: Path, *flags: str, is_class_model: bool = False) -> dict[str, str]:
+    args = build_parser().parse_args(["--config", str(config_file), *flags])
+    config = merge_flags(load_config(config_file, args.overrides, SampleConfig), args)
+    return settings_of(config, is_class_model)
 
 
-def test_prompts_of_a_table_keep_their_quotation_marks(tmp_path: Path) -> None:
-    table = tmp_path / "prompts.tsv"
-    table.write_text('Prompt\tCategory\n"G I G" painted\tArts\na dog\tAnimals\n')
-    assert read_prompts([], table) == ['"G I G" painted', "a dog"]
-    table.write_text("Text\na dog\n")
-    with pytest.raises(ValueError, match=r'prompts\.tsv:1: expected a column "Prompt"'):
-        read_prompts([], table)
+def test_what_icg_draws_from_is_part_of_its_images(config_file: Path) -> None:
+    drawn = ("--set", "t2i.sampling.random_prompts=[a dog]")
+    icg = ("--guidance", "icg")
+    assert settings_with(config_file, *icg) != settings_with(config_file, *icg, *drawn)
+    assert settings_with(config_file) == settings_with(config_file, *drawn)
+    # a class model draws classes
+    usual, other = (
+        settings_with(config_file, *icg, *more, is_class_model=True) for more in ((), drawn)
+    )
+    assert usual == other
 
 
-@pytest.mark.parametrize(
-    ("name", "count"), [("evaluation_metadata.jsonl", 553), ("PartiPrompts.tsv", 1632)]
-)
-def test_public_prompt_sets_are_read_whole(name: str, count: int) -> None:
-    path = Path(__file__).parents[3] / "shared/data/prompts" / name
-    if not path.exists():
-        pytest.skip(f"{path} is not there")
-    assert len(set(read_prompts([], path))) == count
+def test_the_encoders_are_part_of_the_images_of_a_bare_model(
+    config_file: Path, pipeline_folder: Path, tmp_path: Path
+) -> None:
+    bare = ("--checkpoint", str(pipeline_folder / "transformer"))
+    usual = settings_with(config_file, *bare)
+    for change in ("vae.dtype=bfloat16", f"vae.path={pipeline_folder / 'vae'}", "text.prefix=a"):
+        changed = settings_with(config_file, *bare, "--set", f"t2i.encoders.{change}")
+        encoder = {"vae": "vae", "text": "text_encoder"}[change.split(".")[0]]
+        assert {key for key in usual if usual[key] != changed[key]} == {encoder}
+    # wherever the folder lies, and whatever else is in the pipeline's
+    shutil.copytree(pipeline_folder, tmp_path / "moved")
+    moved = settings_with(config_file, "--checkpoint", str(tmp_path / "moved"))
+    assert moved == settings_with(config_file)
+    with (tmp_path / "moved" / "vae" / "config.json").open("a") as file:
+        file.write("\n")
+    changed = settings_with(config_file, "--checkpoint", str(tmp_path / "moved"))
+    assert changed["vae"] != moved["vae"]
 
 
-def test_builtin_prompts_are_shapes_prompts() -> None:
-    prompts = builtin_prompts(20)
-    assert len(set(prompts)) == 20
-    assert all(parse_caption(prompt) for prompt in prompts)
+def test_a_printed_config_holds_the_flags(
+    config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--guidance", "cfg", "--omega", "3.5", "--steps", "7", "--size", "32x48"]
+    assert main(["--config", str(config_file), *flags, "--print-config"]) == 0
+    (tmp_path / "printed.yaml").write_text(capsys.readouterr().out)
+    printed = load_config(tmp_path / "printed.yaml", [], SampleConfig)
+    assert str(printed.guidance.build()) == "cfg omega=3.5"
+    assert (printed.sampling.steps, printed.sampling.size) == (7, (32, 48))
+
+
+def test_a_second_network_of_the_config_serves_only_guidance_that_uses_it(
+    config_file: Path,
+) -> None:
+    aux = ["t2i.guidance={name: ag, gamma_weak: null}", "t2i.sampling.aux=weak"]
+    config = load_config(config_file, aux, SampleConfig)
+
+    def aux_with(*flags: str) -> str | None:
+        return merge_flags(config, build_parser().parse_args(list(flags))).sampling.aux
+
+    assert aux_with() == aux_with("--guidance", "ag+sg") == "weak"
+    assert aux_with("--guidance", "cfg") is None
 
 
 def test_another_guidance_does_not_inherit_the_configs_settings(config_file: Path) -> None:
@@ -201,6 +231,9 @@ def test_classes_take_the_place_of_prompts(run: Run, tmp_path: Path, pipeline_fo
             infos.append((image.info["prompt"], image.info["seed"]))
     assert infos == [("3", "0"), ("3", "1"), ("1", "2"), ("1", "3")]
     assert run("--classes", "5", *flags) == 2
+    # the images of another VAE are not these
+    nowhere = ("--set", f"t2i.encoders.vae.path={tmp_path / 'nowhere'}")
+    assert run("--classes", "3,1", *flags, *nowhere) == 2
 
 
 def test_a_model_with_a_scale_input_is_fed_the_scale(
@@ -235,6 +268,16 @@ def test_a_model_with_a_scale_input_is_fed_the_scale(
         (["--guidance", "cfg", "--gamma-weak", "0.8"], "guidance cfg has no setting gamma_weak"),
         (["--omega", "big"], "--omega 'big' is not a number or a schedule"),
         (["--size", "wide"], "--size wide: expected pixels"),
+        (["--size", "0"], "--size Input should be greater than 0"),
+        (["--size", ""], "--size : expected pixels"),
+        (["--sg", "0.1,0.8", "--gamma-weak", "0.5"], "--sg 0.1,0.8 gives both gammas: leave"),
+        (["--interval", "0.5"], "--interval 0.5: expected two ends LOW,HIGH such as 0.1,0.7"),
+        (["--omega", "nan"], "--omega 'nan' is not a number or a schedule"),
+        (["--omega", "inf"], "omega must be finite, got inf"),
+        (["--seed", str(2**63 - 1)], "the last of 3 images would have a seed above"),
+        (["--aux", "weak", "--guidance", "cfg"], "guidance cfg has no use for a second network"),
+        (["--set", "t2i.sampling.aux=weak"], "guidance sg has no use for a second network"),
+        (["--device", "foo"], "--device foo cannot be used here: "),
         (["--size", "40"], "both sides must be multiples of 16"),
         (["--solver", "rk4"], "--solver Input should be 'euler', 'heun' or 'unipc'"),
         (["--routing-draw", "poisson"], "--routing-draw Input should be 'fixed' or 'bernoulli'"),
@@ -253,6 +296,14 @@ def test_bad_flags_are_one_line(
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ")
     assert message in error
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_one_line(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("--device", "cuda") == 2
+    assert "error: --device cuda cannot be used here: " in capsys.readouterr().err
 
 
 def test_help_answers_fast_without_torch() -> None:

@@ -40,22 +40,30 @@ def parse_profile_steps(text: str) -> ProfileSteps:
     return ProfileSteps(int(first), int(last))
 
 
+def check_profile_steps(steps: ProfileSteps, last_step: int) -> None:
+    """Raises ValueError: a run that ends with ``last_step`` does not go through the steps."""
+    if steps.stop > last_step:
+        raise ValueError(
+            f"--profile {steps.start}:{steps.stop}: this run ends with step {last_step}; choose "
+            "steps before that"
+        )
+
+
 class Profile:
     """Traces the steps on this process; writes ``profile/steps-START-STOP.json`` and a table beside it.
 
     The first step of a trace holds the profiler's own warm-up.
     """
 
-    def __init__(self, steps: ProfileSteps, folder: Path, first_step: int, last_step: int) -> None:
-        """A run from ``first_step`` done steps to ``last_step``, in ``folder``.
+    def __init__(self, steps: ProfileSteps, folder: Path, first_step: int) -> None:
+        """A run in ``folder`` from ``first_step`` done steps.
 
-        Raises:
-            ValueError: the run does not go through the steps.
+        When that is past the start, the command goes on with a run, and nothing is traced.
         """
-        if not first_step <= steps.start < steps.stop <= last_step:
-            raise ValueError(
-                f"--profile {steps.start}:{steps.stop}: this run goes from step {first_step} to "
-                f"{last_step}; choose steps in between"
+        if first_step > steps.start:
+            logger.warning(
+                "--profile %d:%d: nothing to trace, the run goes on from step %d",
+                *(steps.start, steps.stop, first_step),
             )
         self.steps = steps
         self.path = folder / "profile" / f"steps-{steps.start}-{steps.stop}.json"

@@ -10,19 +10,33 @@ from typing import Any
 
 from t2i.console import MetricsFile, get_logger
 
-logger = get_logger("wandb")
+logger = get_logger("train")
 
 
 def drop_lines_after(path: Path, step: int) -> None:
-    """Remove a metrics file's lines of steps after ``step``, which are about to be run again."""
+    """Remove a metrics file's lines of steps after ``step``, which are about to be run again.
+
+    So are lines that a power cut left unreadable; they are counted in a warning.
+    """
     if not path.exists():
         return
-    lines = path.read_text().splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    lines = path.read_text(errors="replace").splitlines(keepends=True)
+    steps = [_step_of_line(line) for line in lines]
+    kept = [line for line, of in zip(lines, steps, strict=True) if of is not None and of <= step]
+    if num_unreadable := steps[:-1].count(None):  # a last line that was cut is nothing new
+        logger.warning("%s: %d unreadable line(s) removed", path, num_unreadable)
     if len(kept) < len(lines):
         replacement = path.with_suffix(".tmp")
         replacement.write_text("".join(kept))
         replacement.replace(path)
+
+
+def _step_of_line(line: str) -> int | None:
+    """None for a line that is cut or garbled."""
+    try:
+        return int(json.loads(line)["step"]) if line.endswith("\n") else None
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 class Reporter:

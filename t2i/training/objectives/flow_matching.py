@@ -59,8 +59,9 @@ class Noised:
         x_t_BCHW: float32.
         timestep_B: (B,) float32 in [0, 1].
         velocity_BCHW: v* = x - z, float32.
-        keep_ids_BK: (B, K) int64 ascending tokens that are not skipped, or None = all.
-        keep_mask_BK: (B, K) bool, False = a place that only fills up the row of a sample that
+        keep_ids_BK: (B, K) int64 ascending tokens that are not skipped, or None = all; (routes, B,
+            K) for a draw of each route.
+        keep_mask_BK: as keep_ids_BK, bool, False = a place that only fills up the row of a sample that
             keeps fewer than K tokens; None = all samples keep K.
     """
 
@@ -92,6 +93,7 @@ class FlowMatching:
         patch_size: of the network, for the number of tokens.
         bernoulli: each token skips with probability gamma, and at least one per sample does not;
             else floor(gamma T) of a sample's T tokens skip.
+        num_draws: of the network: 1, or one for each of its routes.
     """
 
     seed: int
@@ -99,6 +101,7 @@ class FlowMatching:
     timestep: TimestepConfig
     patch_size: int
     bernoulli: bool = False
+    num_draws: int = 1
 
     def training_loss(self, network: Network, batch: TrainingBatch, condition: Condition) -> Losses:
         """Losses of a micro-batch at its step. The tensors lie on one device."""
@@ -129,7 +132,10 @@ class FlowMatching:
         kept = None
         if gamma > 0:
             num_tokens = data_BCHW[0, 0].numel() // self.patch_size**2
-            kept = draw_keep(self.seed, "routing", *draw, num_tokens, gamma, self.bernoulli, device)
+            kept = draw_keep(
+                *(self.seed, "routing", *draw, num_tokens, gamma),
+                *(self.bernoulli, device, self.num_draws),
+            )
         return Noised(
             flow.interpolate(data_BCHW, noise_BCHW, timestep_B),
             timestep_B,

@@ -12,7 +12,7 @@ from t2i.config import Section
 class BalancedWeight(Section):
     """lambda that gives both terms gradients of one size, see `balanced_weight`.
 
-    A step uses what the steps before it have measured; the first step of a run uses 1.
+    A step uses what the steps before it have measured; until a ratio is known it is 1.
     """
 
     every: int = Field(default=10, ge=1, description="steps; a measurement costs a forward pass")
@@ -34,15 +34,17 @@ class MaskedConfig(Section):
 
 def balanced_weight(
     config: BalancedWeight, weight: float | None, visible_norm: float, masked_norm: float
-) -> float:
+) -> float | None:
     """The next lambda: a running average of visible_norm / masked_norm, at most ``highest``.
 
     Args:
-        weight: the present lambda; None at the first step, which takes the ratio as it is.
+        weight: the present lambda; None before the first ratio, which is taken as it is.
         visible_norm, masked_norm: of the two terms' gradients with respect to one parameter that
-            both share, say the last layer (`masked.term_gradients`); finite, >= 0. masked_norm may
-            be 0, as it is for a network whose last layer starts at zero.
+            both share, say the last layer (`masked.term_gradients`); finite, >= 0. A masked_norm of
+            0, as of a network whose last layer starts at zero, tells nothing: lambda stays.
     """
+    if masked_norm == 0:
+        return weight
     ratio = config.highest
     if visible_norm < config.highest * masked_norm:
         ratio = visible_norm / masked_norm

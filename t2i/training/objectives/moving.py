@@ -250,7 +250,12 @@ def make_objective(
     """
     is_bernoulli = config.routing_draw == "bernoulli"
     base = FlowMatching(
-        config.seed, config.gamma, config.timestep, backbone.patch_size, is_bernoulli
+        config.seed,
+        config.gamma,
+        config.timestep,
+        backbone.patch_size,
+        is_bernoulli,
+        backbone.num_draws,
     )
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     match config.objective:

@@ -8,8 +8,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from t2i.benchmark import Config, main
+from t2i.benchmarks import rows
+from t2i.benchmarks.benchmark_config import BenchmarkConfig
 from t2i.benchmarks.inference import Subject, forward_cases, sample_cases
-from t2i.config import DEFAULT_CONFIG, load_config
+from t2i.benchmarks.rows import Case, measure
+from t2i.config import DEFAULT_CONFIG, ConfigError, load_config
 
 TINY = (
     "t2i.models.tr_dit.width=64",
@@ -64,7 +67,62 @@ def test_results_are_written_with_what_made_them(
     assert (tmp_path / "grid-nano-cpu.png").exists() == (what == "grid")
 
 
-def test_decoding_is_a_row_of_its_own(tmp_path: Path) -> None:
+def test_decoding_is_a_row_of_its_own() -> None:
     cases = sample_cases(subject("t2i.benchmark.decode=true"))
     assert cases[-1].name == "VAE decoding"
     assert cases[-1].run().shape == (2, 3, 128, 128)
+
+
+def test_a_vae_of_other_latents_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match="4 channels at 1/8 of the pixels, but latents here have 8"
+    ):
+        sample_cases(subject("t2i.benchmark.decode=true", "t2i.models.tr_dit.in_channels=8"))
+
+
+def test_images_per_second_of_whole_images_count_steps_and_decoding(tmp_path: Path) -> None:
+    settings = (*TINY, "t2i.benchmark.decode=true", "t2i.benchmark.steps=5")
+    overrides = [f"--set={item}" for item in (*settings, f"t2i.benchmark.output={tmp_path}")]
+    assert main(["sample", *overrides]) == 0
+    *guided, decoding = json.loads((tmp_path / "sample-nano-cpu.json").read_text())["rows"]
+    for row in guided:
+        seconds = 5 * row["seconds"] + decoding["seconds"]
+        assert row["decoded_images_per_second"] == pytest.approx(2 / seconds)
+    assert decoding["decoded_images_per_second"] is None
+    lines = (tmp_path / "sample-nano-cpu.md").read_text().splitlines()
+    assert lines[2].endswith("| images/s with decode / first |")
+    assert lines[4].endswith("| 1.000 |")
+    assert lines[-1].endswith("|  |")
+
+
+def test_a_row_has_its_own_peak_of_memory() -> None:
+    large = Case("large", lambda: torch.ones(100_000_000), 1, 1)
+    small = Case("small", lambda: torch.ones(1_000_000), 1, 1)
+    first, second = measure([large, small], BenchmarkConfig(warmup=0, repeats=1), "sample")
+    assert first.memory_gb is not None
+    assert second.memory_gb is not None
+    assert first.memory_gb - second.memory_gb == pytest.approx(0.4 - 0.004, abs=0.1)
+
+
+def test_the_cell_is_empty_where_the_peak_cannot_be_reset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "CLEAR_REFS", Path("/proc/none/clear_refs"))
+    row = measure([Case("one", lambda: None, 1, 1)], BenchmarkConfig(warmup=0), "sample")[0]
+    assert row.memory_gb is None
+    result = dict.fromkeys(("what", "batch", "device", "torch", "commit"), "")
+    assert rows.table([row], result, BenchmarkConfig()).endswith("|  |\n")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("launch.train.model=sit", "launch.train.model is sit, but TR-DiT alone is measured"),
+        ("t2i.benchmark.size=[100, 100]", r"size \[100, 100\]: both sides must be multiples of 16"),
+        ("t2i.benchmark.grid=[0.5]", "t2i.benchmark.grid: .* at least 2 items"),
+        ("t2i.benchmark.grid=[0.5, 0.5]", r"grid \[0.5, 0.5\] must rise"),
+        ("t2i.benchmark.gammas=[1.0]", "t2i.benchmark.gammas.0: .* less than 1"),
+        ("t2i.benchmark.guidance=[]", "t2i.benchmark.guidance: .* at least 1 item"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        main(["grid", "--set", override])

@@ -7,11 +7,9 @@ import torch
 from diffusers.guiders.adaptive_projected_guidance import MomentumBuffer, normalized_guidance
 from diffusers.guiders.classifier_free_guidance import ClassifierFreeGuidance
 
-from t2i.guidance.branches import Evaluation, evaluations, plan
+from t2i.guidance.branches import Combine, Evaluation, evaluations, plan
 from t2i.guidance.guidance_config import GuidanceConfig
 from t2i.guidance.methods import METHODS, make_guidance
-from t2i.guidance.projection import AdaptiveProjection
-from t2i.guidance.schedules import constant
 
 FRACTIONS = (0.0, 0.37, 1.0)
 OMEGA_METHODS = [name for name, method in METHODS.items() if "omega" in method.defaults]
@@ -114,12 +112,27 @@ def test_ag_sg_follows_the_papers_schedule() -> None:
         ({"gamma_weak": "linear:0.9:0.05"}, "gamma_strong must be below gamma_weak"),
         ({"gamma_weak": 1.0}, r"gamma_weak must be in \[0, 1\)"),
         ({"gamma_strong": -0.1}, r"gamma_strong must be in \[0, 1\)"),
+        ({"omega": "inf"}, "omega must be finite, got inf"),
         ({"eta": 1}, "guidance sg has no setting eta; it takes omega, gamma_strong, gamma_weak"),
     ],
 )
 def test_bad_settings_are_refused(settings: dict[str, float | str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_guidance("sg", settings)
+
+
+@pytest.mark.parametrize("radius", [0, -1, "-inf", "linear:2:-1"])
+def test_apg_clips_to_a_radius_above_zero(radius: float | str) -> None:
+    with pytest.raises(ValueError, match="radius must be above 0"):
+        make_guidance("apg", {"radius": radius})
+    assert str(make_guidance("apg", {"radius": "inf"})).endswith("radius=inf momentum=-0.5")
+
+
+def test_numbers_in_place_of_the_schedules_of_ag_sg_must_not_cross() -> None:
+    with pytest.raises(ValueError, match="gamma_strong must be below gamma_weak"):
+        make_guidance("ag+sg", {"omega": "linear:1:2", "gamma_strong": 0.8, "gamma_weak": 0.1})
+    make_guidance("ag+sg", {"gamma_strong": 0.1, "gamma_weak": 0.8})
+    make_guidance("ag+sg", {"gamma_strong": "linear:0:0.5", "gamma_weak": 0.3})
 
 
 def test_an_unknown_name_is_answered_with_the_valid_ones() -> None:
@@ -153,15 +166,35 @@ def random_predictions() -> tuple[list[torch.Tensor], torch.Tensor]:
     return [first, second], x_t
 
 
+def projection(**settings: float | str) -> Combine:
+    new_combine = make_guidance("apg", {"omega": 2.5, **settings}).new_combine
+    assert new_combine is not None
+    return new_combine()
+
+
+@pytest.mark.parametrize("name", ["eta", "radius", "momentum"])
+def test_the_settings_of_apg_may_change_over_the_steps(name: str) -> None:
+    ends = {"eta": (0, 1), "radius": (0.5, 3), "momentum": (-0.5, 0.5)}[name]
+    changing = projection(**{name: f"linear:{ends[0]}:{ends[1]}"})
+    constants = [projection(**{name: value}) for value in ends]
+    predictions, x_t = random_predictions()
+    for fraction, same, other in ((0.0, *constants), (1.0, *constants[::-1])):
+        guided = changing(predictions, x_t, 0.3, fraction)
+        expected, unlike = (rule(predictions, x_t, 0.3, fraction) for rule in (same, other))
+        torch.testing.assert_close(guided, expected)
+        # before the second step there is nothing that momentum could weigh
+        assert (name, fraction) == ("momentum", 0.0) or not torch.allclose(guided, unlike)
+
+
 def test_neutral_apg_is_cfg() -> None:
     (conditional, unconditional), x_t = random_predictions()
-    rule = AdaptiveProjection(constant(2.5), eta=1, radius=float("inf"), momentum=0)
+    rule = projection(eta=1, radius="inf", momentum=0)
     guided = rule([conditional, unconditional], x_t, 0.3, 0.3)
     torch.testing.assert_close(guided, 2.5 * conditional - 1.5 * unconditional)
 
 
 def test_apg_agrees_with_diffusers_over_several_steps() -> None:
-    rule = AdaptiveProjection(constant(2.5), eta=0.3, radius=1.5, momentum=-0.5)
+    rule = projection(eta=0.3, radius=1.5, momentum=-0.5)
     buffer = MomentumBuffer(-0.5)
     (conditional, unconditional), x_t = random_predictions()
     for timestep in (0.0, 0.4, 0.8):

@@ -38,8 +38,12 @@ def test_the_text_form_reads_back(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "high", "linear:1", "sine:0:1", "linear:a:b", "linear:0.5=1:0.2=2", "linear:0=1:2=3"],
+    [
+        *("", "high", "linear:1", "sine:0:1", "linear:a:b"),
+        *("linear:0.5=1:0.2=2", "linear:0=1:2=3"),
+        *("nan", float("nan"), "linear:nan:1", "linear:inf:0", "linear:nan=1:1=2"),
+    ],
 )
-def test_bad_text_is_refused(text: str) -> None:
+def test_bad_text_is_refused(text: str | float) -> None:
     with pytest.raises(ValueError, match=r"schedule|fractions"):
         as_schedule(text)

@@ -75,6 +75,14 @@ def test_positions_that_are_missing_learned_or_not_square_are_refused(weights):
         convert_state_dict(weights, CONFIG, "file.pt")
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_grid_rounded_to_half_precision_is_taken(weights, dtype):
+    positions = public_weights(CONFIG, grid=16)["pos_embed"].to(dtype)
+    convert_state_dict(weights | {"pos_embed": positions}, CONFIG, "file.pt")
+    with pytest.raises(ValueError, match="pos_embed is not the fixed sin-cos grid"):
+        convert_state_dict(weights | {"pos_embed": positions + 0.01}, CONFIG, "file.pt")
+
+
 @pytest.mark.parametrize("kind", ["safetensors", "state dict", "training checkpoint"])
 def test_each_kind_of_file_is_read(tmp_path, weights, kind):
     path = tmp_path / ("last.safetensors" if kind == "safetensors" else "last.pt")
@@ -100,11 +108,27 @@ def test_files_with_other_objects_are_refused(tmp_path):
     torch.save({"ema": {"weight": torch.ones(1)}, "extra": Surprise()}, path)
     with pytest.raises(ValueError, match="holds more than tensors"):
         read_checkpoint(path)
-    torch.save({"model": {"weight": torch.ones(1)}, "steps": 3}, path)
-    with pytest.raises(ValueError, match="neither a state dict nor"):
-        read_checkpoint(path)
+    for content in ({"model": {"weight": torch.ones(1)}, "steps": 3}, {"ema": 0.9999}):
+        torch.save(content, path)
+        with pytest.raises(ValueError, match="neither a state dict nor"):
+            read_checkpoint(path)
     with pytest.raises(FileNotFoundError, match=r"none\.pt: no such checkpoint"):
         read_checkpoint(tmp_path / "none.pt")
+
+
+@pytest.mark.parametrize("name", ["file.pt", "old.pt", "file.safetensors"])
+def test_files_that_are_cut_are_refused_in_one_line(tmp_path, weights, name):
+    path = tmp_path / name
+    if path.suffix == ".safetensors":
+        save_file(weights, path)
+    else:
+        torch.save(weights, path, _use_new_zipfile_serialization=name == "file.pt")
+    whole = path.read_bytes()
+    for size in (0, 1, 100, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=rf"{name}: .*damaged") as caught:
+            read_checkpoint(path)
+        assert "\n" not in str(caught.value)
 
 
 def test_the_command_writes_a_folder_that_loads(tmp_path):

@@ -2,12 +2,14 @@
 
 import math
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from t2i.config import load_config
+from launch.config import LaunchConfig
+from t2i.config import DEFAULT_CONFIG, load_config
 from t2i.models import flops
 from t2i.models.costs.macs import (
     forward_macs,
@@ -23,7 +25,9 @@ from t2i.models.sit import SiT
 from t2i.models.sit_config import SiTConfig
 from t2i.models.tr_dit import TRDiT
 from t2i.models.tr_dit_config import TRDiTConfig
+from t2i.models.trained_family import TrainedFamily
 
+CONFIGS = DEFAULT_CONFIG.parent
 FULL = TRDiTConfig(
     num_layers=34, width=2048, num_heads=16, text_width=1536, adaln_rank=256, routes=((2, 30),)
 )
@@ -88,6 +92,11 @@ def test_training_flops_equal_torchs_flop_counter(gamma):
     no_gradient = 16 * (4 * 4) * 64 + 256 * 64
     expected = training_flops(SMALL, 16, 7, gamma) - 2 * no_gradient
     assert counter.get_total_flops() == 2 * expected
+
+
+def forward_giga_macs(printed: str) -> float:
+    line = next(line for line in printed.splitlines() if "forward, dense" in line)
+    return float(line.split()[-1])
 
 
 def test_the_command_prints_the_totals(tmp_path, capsys):
@@ -185,8 +194,50 @@ def test_parts_of_a_mask_dit_sum_to_its_parameters():
     "flag", [["--text-tokens", "8"], ["--set", "t2i.models.tr_dit.width=64"], ["--print-config"]]
 )
 def test_flags_without_a_meaning_beside_model_are_refused(flag):
-    with pytest.raises(ValueError, match=f"{flag[0]} is for TR-DiT"):
+    with pytest.raises(ValueError, match=f"{flag[0]} is for (TR-DiT|the config's model)"):
         flops.main(["--model", "SiT-XL/2", *flag])
+
+
+@pytest.mark.parametrize(
+    ("name", "giga"),
+    [("imagenet_sit_xl2_tread", 114.39), ("imagenet_sit_xl2_mg", 114.39)],
+)
+def test_the_model_that_a_config_trains_is_counted(name, giga, capsys):
+    assert flops.main(["--config", str(CONFIGS / f"{name}.yaml")]) == 0
+    assert forward_giga_macs(capsys.readouterr().out) == giga
+
+
+def test_a_config_of_mask_dit_is_counted_as_its_published_size(capsys):
+    assert flops.main(["--config", str(CONFIGS / "imagenet_sit_xl2_maskdit.yaml")]) == 0
+    of_config = capsys.readouterr().out
+    assert flops.main(["--model", "MaskDiT-XL/2"]) == 0
+    assert of_config == capsys.readouterr().out
+
+
+def test_families_are_those_that_a_run_can_train():
+    field = LaunchConfig.model_fields["model"]
+    own = TrainedFamily.model_fields["model"]
+    assert (own.annotation, own.default) == (field.annotation, field.default)
+    for family in get_args(own.annotation):
+        config = load_config(DEFAULT_CONFIG, [f"launch.train.model={family}"], Config)
+        assert config.trained_model is getattr(config, family)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--gamma-strong", "0.9", "--gamma-weak", "0.5"], "0 <= strong < weak < 1"),
+        (["--gamma-strong", "-0.1"], "0 <= strong < weak < 1"),
+        (["--gamma-weak", "nan"], "0 <= strong < weak < 1"),
+        (["--size", "0"], "--size 0 must be at least 1"),
+        (["--steps", "0"], "--steps 0 must be at least 1"),
+        (["--text-tokens", "-5"], "--text-tokens -5 must be at least 0"),
+        (["--text-tokens", "8", "--set", "launch.train.model=sit"], "--text-tokens is for TR-DiT"),
+    ],
+)
+def test_flags_out_of_range_are_refused(flags, message):
+    with pytest.raises(ValueError, match=message):
+        flops.main(flags)
 
 
 def test_each_family_is_counted_at_its_own_setting():

@@ -99,6 +99,33 @@ def test_one_gamma_for_all_is_the_fixed_draw_without_a_mask():
     assert torch.equal(kept.ids_BK, draw_keep_ids(0, "route", 0, IDS, 64, 0.5))
 
 
+@pytest.mark.parametrize(("gamma", "num_tokens"), [(0.7, 400), (0.29, 100), (0.9, 400), (0.5, 256)])
+def test_a_gamma_per_sample_in_float32_keeps_what_the_number_keeps(gamma, num_tokens):
+    kept = draw_keep(0, "route", 0, IDS[:2], num_tokens, torch.tensor([gamma, gamma]))
+    assert torch.equal(kept.ids_BK, draw_keep_ids(0, "route", 0, IDS[:2], num_tokens, gamma))
+
+
+@pytest.mark.parametrize("bernoulli", [False, True])
+@pytest.mark.parametrize("gamma", [0.5, torch.tensor([0.25, 0.75])])
+def test_each_route_has_a_draw_of_its_own_and_the_first_is_the_only_one(gamma, bernoulli):
+    (one, three) = (
+        draw_keep(0, "route", 4, IDS[:2], 64, gamma, bernoulli, num_draws=num) for num in (1, 3)
+    )
+    assert three.ids_BK.shape[:2] == (3, 2)
+    for sample in range(2):
+        kept = [
+            three.of_route(route)
+            .ids_BK[sample][
+                slice(None) if three.mask_BK is None else three.of_route(route).mask_BK[sample]
+            ]
+            .tolist()
+            for route in range(3)
+        ]
+        first = one.ids_BK[sample][slice(None) if one.mask_BK is None else one.mask_BK[sample]]
+        assert kept[0] == first.tolist()
+        assert kept[0] != kept[1] != kept[2] != kept[0]
+
+
 def test_bernoulli_counts_are_binomial():
     # mean and variance of binomial(64, 0.25) over 4,000 samples, within 6 standard errors
     kept = draw_keep(0, "route", 0, torch.arange(4000), 64, 0.75, bernoulli=True)

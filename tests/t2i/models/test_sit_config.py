@@ -63,3 +63,10 @@ def test_what_would_be_ignored_or_cannot_be_is_refused():
         SiTConfig(routes=((2, 12),))
     with pytest.raises(ValidationError, match="of decoder_heads 7"):
         MaskDiTConfig(decoder_heads=7)
+
+
+def test_a_draw_per_route_needs_several_routes() -> None:
+    several = SiTConfig(routes=((1, 2), (4, 5)), draw_per_route=True)
+    assert (several.num_draws, SiTConfig().num_draws) == (2, 1)
+    with pytest.raises(ValidationError, match=r"draw_per_route has no effect with 1 route\(s\)"):
+        SiTConfig(draw_per_route=True)

@@ -53,10 +53,41 @@ def test_other_settings_and_broken_files_are_missing(tmp_path: Path, jobs: list[
 def test_the_contact_sheet_shows_the_images_in_order(tmp_path: Path, jobs: list[ImageJob]) -> None:
     folder = ImageFolder(tmp_path)
     fill(folder, jobs)
-    with Image.open(folder.write_contact_sheet(jobs)) as sheet:
+    with Image.open(folder.finish(jobs)) as sheet:
         assert sheet.size == (4 * 8, 4)
         assert [sheet.getpixel((8 * i, 0)) for i in range(4)] == [(7 + i, 0, 0) for i in range(4)]
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_the_contact_sheet_shows_the_first_64_images(tmp_path: Path) -> None:
+    folder, jobs = ImageFolder(tmp_path), plan_images(PROMPTS[:1], 70, 0, SETTINGS)
+    fill(folder, jobs)
+    with Image.open(folder.finish(jobs)) as sheet:
+        assert sheet.size == (8 * 8, 8 * 4)
+        assert sheet.getpixel((63, 31)) == (63, 0, 0)
+    assert len(read_image_list(tmp_path)) == 70
+
+
+def test_the_contact_sheet_is_made_once(tmp_path: Path, jobs: list[ImageJob]) -> None:
+    folder = ImageFolder(tmp_path)
+    fill(folder, jobs)
+    sheet = folder.finish(jobs)
+    made_at = sheet.stat().st_mtime_ns
+    folder.begin(jobs)
+    assert folder.finish(jobs).stat().st_mtime_ns == made_at
+    sheet.unlink()
+    assert folder.finish(jobs).exists()
+    # another set in the same folder has a sheet of its own
+    others = plan_images(PROMPTS[:1], 2, 7, SETTINGS)
+    folder.begin(others)
+    with Image.open(folder.finish(others)) as small:
+        assert small.size == (2 * 8, 4)
+
+
+def test_a_seed_beyond_64_bits_is_refused() -> None:
+    assert plan_images(["a"], 1, 2**63 - 1, SETTINGS)[0].seed == 2**63 - 1
+    with pytest.raises(ValueError, match=r"--seed 9223372036854775807: the last of 2 images"):
+        plan_images(["a"], 2, 2**63 - 1, SETTINGS)
 
 
 def test_only_a_finished_set_is_listed(tmp_path: Path, jobs: list[ImageJob]) -> None:

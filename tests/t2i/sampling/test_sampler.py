@@ -198,6 +198,15 @@ def test_a_gamma_too_small_to_drop_a_token_is_dense(networks: dict[str, TRDiT]) 
     torch.testing.assert_close(sample(networks, tiny), sample(networks, make_guidance("none")))
 
 
+def test_bernoulli_drops_tokens_at_any_gamma_but_zero(networks: dict[str, TRDiT]) -> None:
+    """At gamma 0.05 a fixed number of 16 tokens is all of them, a coin for each is not."""
+    plain = sample(networks, make_guidance("none"))
+    for gamma, is_dense in ((0.05, False), (0.0, True)):
+        guidance = Guidance((Branch(gamma=constant(gamma)),), lambda u: (1.0,))
+        drawn = sample(networks, guidance, bernoulli=True)
+        assert torch.equal(drawn, plain) is is_dense
+
+
 class Counter:
     """Counts calls and rows of a network's parts."""
 

@@ -26,6 +26,7 @@ from t2i.sampling.sampler import RUN_SEED, GuidedField, draw_skipped, sample_lat
 
 SIZES = {"width": 32, "num_heads": 2, "num_classes": 5}
 SIT = SiTConfig(num_layers=3, routes=((1, 1),), **SIZES)
+TWO_ROUTES = SIT.model_copy(update={"routes": ((0, 0), (2, 2)), "draw_per_route": True})
 DIT = SIT.model_copy(update={"prediction": "epsilon"})
 MASK_DIT = MaskDiTConfig(num_layers=2, decoder_layers=1, decoder_width=16, decoder_heads=2, **SIZES)
 NULL, RANDOM = 5, 3
@@ -33,6 +34,8 @@ LATENT_SHAPE, NUM_TOKENS, NUM_STEPS = (4, 8, 8), 16, 4
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 CASES = [
     *(("sit", name) for name in METHODS),
+    ("two_routes", "sg"),
+    ("two_routes", "cfg+sg"),
     ("mask_dit", "sg"),
     ("mask_dit", "s2"),
     ("mask_dit", "cfg+sg"),
@@ -52,6 +55,7 @@ def randomise(model: nn.Module, seed: int) -> nn.Module:
 def families() -> dict[str, dict[str, Backbone]]:
     return {
         "sit": {"main": randomise(SiT(SIT), 0), "aux": randomise(SiT(SIT), 1)},
+        "two_routes": {"main": randomise(SiT(TWO_ROUTES), 0)},
         "mask_dit": {"main": randomise(MaskDiT(MASK_DIT), 0)},
         "dit": {"main": EpsilonToVelocity(randomise(SiT(DIT), 0))},
     }
@@ -95,8 +99,12 @@ def naive_prediction(
         )
         keep_ids = None
         if num_kept(NUM_TOKENS, evaluation.gamma) < NUM_TOKENS:
-            stream, own = f"routing {evaluation.draw}", torch.tensor([seed])
-            keep_ids = draw_keep_ids(RUN_SEED, stream, step, own, NUM_TOKENS, evaluation.gamma)
+            own, stream = torch.tensor([seed]), f"routing {evaluation.draw}"
+            draws = [
+                draw_keep_ids(RUN_SEED, one, step, own, NUM_TOKENS, evaluation.gamma)
+                for one in (stream, f"{stream} of route 1")
+            ]
+            keep_ids = torch.stack(draws) if network.config.num_draws == 2 else draws[0]
         hidden = network.embed(x[row : row + 1], torch.tensor([timestep]))
         hidden = network.before_route(hidden, labels, skipped)
         rows.append(network.from_route(hidden, labels, keep_ids, None, skipped))

@@ -66,6 +66,30 @@ def test_two_trajectories_of_unipc_do_not_share_a_memory() -> None:
     assert gaussian_error("unipc", 10) == gaussian_error("unipc", 10)
 
 
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("solver", ["euler", "heun", "unipc"])
+def test_a_replaced_x_is_where_the_solver_goes_on(solver: str, in_place: bool) -> None:
+    """As if the trajectory had begun there: in a field of zeros x stays, in another it moves on."""
+    times, noise = time_grid(10), torch.full((1, 1, 1), 0.3, dtype=torch.float64)
+
+    def on_step(step: int, time: float, x: Tensor) -> Tensor:
+        if step != 3:
+            return x
+        return x.fill_(5) if in_place else torch.full_like(x, 5)
+
+    still = integrate(lambda x, t, i: 0 * x, noise, times, solver, on_step)
+    torch.testing.assert_close(still, torch.full_like(noise, 5), rtol=1e-6, atol=0)
+    moved = integrate(gaussian, noise, times, solver, on_step)
+    fresh = integrate(gaussian, torch.full_like(noise, 5), times[4:], solver)
+    torch.testing.assert_close(moved, fresh, rtol=1e-5, atol=0)
+
+
+def test_a_callback_that_changes_nothing_leaves_unipc_its_memory() -> None:
+    noise, times = torch.full((1, 1, 1), 0.3, dtype=torch.float64), time_grid(10)
+    copied = integrate(gaussian, noise, times, "unipc", lambda step, time, x: x.clone())
+    assert torch.equal(copied, integrate(gaussian, noise, times, "unipc"))
+
+
 @pytest.mark.parametrize(("solver", "count"), [("euler", 5), ("heun", 9), ("unipc", 5)])
 def test_no_solver_asks_for_the_field_at_one(solver: str, count: int) -> None:
     times: list[float] = []

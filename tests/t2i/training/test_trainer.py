@@ -85,6 +85,16 @@ def test_skipping_without_end_stops_with_advice(tmp_path: Path, process_group: N
         train_here(tmp_path / "hopeless", steps=9, poisoned_step=-1)
 
 
+def test_a_row_of_skipped_steps_goes_on_after_a_restart(
+    tmp_path: Path, process_group: None
+) -> None:
+    train_here(tmp_path / "hopeless", steps=2, poisoned_step=-1)
+    with pytest.raises(ValueError, match="3 steps in a row"):
+        train_here(tmp_path / "hopeless", steps=9, poisoned_step=-1)
+    skipped = (tmp_path / "hopeless" / "skipped-rank0.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in skipped] == [0, 1, 2]
+
+
 def test_metrics_say_how_the_run_is_doing(tmp_path: Path, process_group: None) -> None:
     train_here(tmp_path / "seen", steps=2)
     lines = (tmp_path / "seen" / "metrics.jsonl").read_text().splitlines()

@@ -19,14 +19,15 @@ def test_the_global_batch_is_dealt_out_by_accumulation() -> None:
     assert [config.accumulation(world_size) for world_size in (1, 2, 4)] == [12, 6, 3]
 
 
-def test_a_batch_that_cannot_be_dealt_out_is_refused_with_a_way_out() -> None:
-    config = TrainingConfig(global_batch=96, micro_batch=32)
-    with pytest.raises(ValueError, match=r"choose e\.g\. micro_batch 24"):
-        config.accumulation(4)
-    with pytest.raises(ValueError, match="cannot be divided among 5 processes"):
-        config.accumulation(5)
-    with pytest.raises(ValidationError, match="not a multiple of micro_batch"):
-        TrainingConfig(global_batch=10, micro_batch=4)
+def test_micro_batches_are_as_large_as_they_may_be_and_divide() -> None:
+    config = TrainingConfig()
+    sizes = {world_size: config.fitted(world_size).micro_batch for world_size in (1, 64, 96, 256)}
+    assert sizes == {1: 32, 64: 24, 96: 32, 256: 12}
+    for world_size in sizes:
+        fitted = config.fitted(world_size)
+        assert fitted.accumulation(world_size) * fitted.micro_batch * world_size == 3072
+    with pytest.raises(ValueError, match="3072 cannot be divided among 5 processes"):
+        config.fitted(5)
 
 
 def test_a_draw_of_tokens_that_is_never_made_is_refused() -> None:

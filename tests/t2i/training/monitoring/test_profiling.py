@@ -13,6 +13,7 @@ from t2i.config import ConfigError
 from t2i.training.monitoring.profiling import (
     Profile,
     ProfileSteps,
+    check_profile_steps,
     communication_share,
     parse_profile_steps,
 )
@@ -27,11 +28,17 @@ def test_the_flag_is_read_or_explained() -> None:
             parse_profile_steps(wrong)
 
 
-def test_steps_outside_the_run_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="goes from step 5 to 9"):
-        Profile(ProfileSteps(4, 6), tmp_path, 5, 9)
-    with pytest.raises(ValueError, match="choose steps in between"):
-        Profile(ProfileSteps(8, 10), tmp_path, 5, 9)
+def test_steps_outside_the_run_are_refused() -> None:
+    check_profile_steps(ProfileSteps(7, 9), 9)
+    with pytest.raises(ValueError, match="ends with step 9; choose steps before that"):
+        check_profile_steps(ProfileSteps(8, 10), 9)
+
+
+def test_a_run_that_goes_on_behind_the_steps_is_not_traced(tmp_path: Path) -> None:
+    profile = Profile(ProfileSteps(4, 6), tmp_path, 5)
+    for step in range(5, 10):
+        profile.at(step)
+        assert not profile.is_tracing
 
 
 def test_a_step_of_a_run_is_traced(tmp_path: Path, process_group: None) -> None:

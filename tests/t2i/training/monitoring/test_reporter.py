@@ -23,6 +23,16 @@ def test_lines_after_the_step_of_the_checkpoint_are_dropped(tmp_path: Path) -> N
     drop_lines_after(tmp_path / "absent.jsonl", 3)
 
 
+def test_lines_that_a_power_cut_garbled_keep_no_run_from_going_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n\0\0\0\n{"loss": 2}\n\xff\xfe\n{"step": 2}\n')
+    drop_lines_after(path, 5)
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+    assert f"{path}: 3 unreadable line(s) removed" in caplog.text
+
+
 def test_each_eighth_of_time_has_a_curve_of_its_own() -> None:
     flat = flat_fields({"step": 1, "mfu": None, "loss_by_time": [1.0, None, 3.0, 4.0]})
     assert flat == {

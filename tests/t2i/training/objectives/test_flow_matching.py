@@ -57,6 +57,37 @@ def make_sit() -> SiT:
     return model
 
 
+@pytest.mark.parametrize("bernoulli", [False, True])
+def test_a_draw_per_route_reaches_the_routes(bernoulli: bool) -> None:
+    torch.manual_seed(0)
+    config = SiTConfig(
+        num_layers=3,
+        width=16,
+        num_heads=2,
+        num_classes=3,
+        routes=((0, 0), (2, 2)),
+        draw_per_route=True,
+    )
+    model = SiT(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    shared = replace(OBJECTIVE, bernoulli=bernoulli)
+    own = replace(shared, num_draws=config.num_draws)
+    batch, labels = make_batch(4), torch.tensor([0, 1, 2, 3])
+    ids = own.draw(batch).keep_ids_BK
+    assert ids is not None
+    assert ids.shape[:2] == (2, 4)
+    first, second = (
+        objective.training_loss(model, batch, labels).loss_B for objective in (shared, own)
+    )
+    assert not torch.equal(first, second)
+    third = replace(
+        batch, moments=batch.moments[2:3], keys=("2",), sample_ids=batch.sample_ids[2:3]
+    )
+    alone = own.training_loss(model, third, labels[2:3]).loss_B
+    torch.testing.assert_close(alone, second[2:3])
+
+
 def test_a_network_that_answers_x_minus_z_has_no_loss() -> None:
     batch = make_batch(3)
     seen = []

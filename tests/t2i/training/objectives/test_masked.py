@@ -169,6 +169,7 @@ def test_lambda_is_smoothed_and_bounded() -> None:
     config = BalancedWeight(decay=0.75, highest=4.0)
     assert balanced_weight(config, None, 1.0, 2.0) == 0.5
     assert balanced_weight(config, 1.5, 1.0, 2.0) == 0.75 * 1.5 + 0.25 * 0.5
-    assert balanced_weight(config, None, 3.0, 0.0) == 4.0, "a last layer that starts at zero"
+    assert balanced_weight(config, None, 3.0, 0.0) is None, "a last layer that starts at zero"
     assert balanced_weight(config, None, 9.0, 1.0) == 4.0
-    assert balanced_weight(config, 1.0, 0.0, 0.0) == 0.75 + 0.25 * 4.0
+    assert balanced_weight(config, 1.5, 0.0, 0.0) == 1.5
+    assert balanced_weight(config, 1.0, 3.0, 1e-9) == 0.75 + 0.25 * 4.0
