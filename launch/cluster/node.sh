@@ -6,7 +6,7 @@
 # A process that dies ends its step on all nodes; torchrun starts all of them again, at most
 # MAX_RESTARTS times, and they go on from the newest checkpoint. When torchrun itself ends, because the
 # head is gone, another node stays away for longer than JOIN_SECONDS or its restarts are used up, it is
-# started again, at most MAX_STARTS times in all; each start waits a minute for the head.
+# started again, at most MAX_STARTS times in all; each start waits at least a minute for the head.
 #
 # Exit codes: 0 the run is finished; 2 wrong settings, of which no other attempt is made; 75 after SIGTERM,
 # with which the run has saved: the same command goes on; 1 all starts are used up.
