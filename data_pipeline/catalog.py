@@ -24,7 +24,6 @@ from data_pipeline.remembered import remember
 from data_pipeline.storage import StorageConfig
 
 BUCKET = "bucket"  # a column of the ledgers
-LEDGER_READERS = 16
 REMEMBERED_FROM_SHARDS = 100  # manifests and ledgers of fewer are read in no time
 
 
@@ -153,7 +152,7 @@ class LatentsCatalog:
 
     def _read_sizes(self, shards: Sequence[int]) -> list[dict[str, int]]:
         """The same of these shards, by their ledgers."""
-        with ThreadPoolExecutor(LEDGER_READERS) as readers:
+        with ThreadPoolExecutor(self.latents.num_readers) as readers:
             samples = readers.map(self._samples, shards)
             return [buckets.of(takes_part).counts() for buckets, takes_part in samples]
 

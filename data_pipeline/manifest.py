@@ -38,7 +38,8 @@ from data_pipeline.ledger import (
 from data_pipeline.shards import Sample, ShardIndex, ShardWriter, read_shard
 from data_pipeline.storage import Storage, StorageConfig, open_storage
 
-MANIFEST_READERS = 32
+# Threads that read many small files: they wait for S3 together, but only contend for a local disk's.
+REMOTE_READERS = 32
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,11 @@ class StepOutput:
     def url(self) -> str:
         return self.storage.url
 
+    @property
+    def num_readers(self) -> int:
+        """Threads that are worth while for reading many small files."""
+        return REMOTE_READERS if self.url.startswith("s3://") else 1
+
     # -- reading ---------------------------------------------------------------------------
 
     def committed(self) -> list[str]:
@@ -123,9 +129,9 @@ class StepOutput:
     def manifests(self) -> list[ShardManifest]:
         """All committed shards, sorted by id. Raises ValueError as `manifest`."""
         shard_ids = self.committed()
-        share = -(-len(shard_ids) // MANIFEST_READERS) or 1  # of a thread: few and large tasks
+        share = -(-len(shard_ids) // self.num_readers) or 1  # of a thread: few and large tasks
         shares = [shard_ids[i : i + share] for i in range(0, len(shard_ids), share)]
-        with ThreadPoolExecutor(MANIFEST_READERS) as readers:
+        with ThreadPoolExecutor(self.num_readers) as readers:
             parts = readers.map(lambda ids: [self.manifest(shard_id) for shard_id in ids], shares)
             return [manifest for part in parts for manifest in part]
 
