@@ -37,6 +37,7 @@ from data_pipeline.ledger import (
 )
 from data_pipeline.shards import Sample, ShardIndex, ShardWriter, read_shard
 from data_pipeline.storage import Storage, StorageConfig, open_storage
+from t2i.config import flatten
 
 # Threads that read many small files: they wait for S3 together, but only contend for a local disk's.
 REMOTE_READERS = 32
@@ -231,7 +232,7 @@ class StepOutput:
         data = json.dumps(fingerprint, indent=1, sort_keys=True).encode()
         if self.storage.put_if_absent("job.json", data):
             return
-        old, new = _flat(json.loads(self.storage.get("job.json"))), _flat(json.loads(data))
+        old, new = flatten(json.loads(self.storage.get("job.json"))), flatten(json.loads(data))
         changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
         if changed and not self.committed():
             self.storage.put("job.json", data)
@@ -373,16 +374,6 @@ class ShardCommitter:
 def _shard_of(key: str) -> str:
     """``shards/00003-1f2e.tar`` -> ``00003``."""
     return key.rpartition("/")[2].rpartition("-")[0]
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 def _shown(flat: Mapping[str, Any], key: str) -> str:

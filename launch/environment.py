@@ -17,7 +17,7 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -27,7 +27,7 @@ import yaml
 from data_pipeline.loader_config import LoaderConfig
 from data_pipeline.storage import StorageConfig
 from launch.config import LaunchConfig
-from t2i.config import REPO_FOLDER, ConfigError
+from t2i.config import REPO_FOLDER, ConfigError, flatten
 from t2i.training.checkpoint import checkpoint_paths
 from t2i.training.memory import checkpoint_bytes, snapshots_bytes
 from t2i.training.training_config import TrainingConfig
@@ -138,7 +138,8 @@ def facts_of_this_process(settings: str) -> dict[str, str]:
         "processes per node": _local_size(),
         "the kind of device": "cuda" if torch.cuda.is_available() else "cpu",
     }
-    return facts | dict(flatten(yaml.safe_load(settings)))
+    resolved = flatten(yaml.safe_load(settings))
+    return facts | {name: repr(value) for name, value in resolved.items()}
 
 
 def code_hash() -> str:
@@ -313,12 +314,3 @@ def _uneven_batch(training: TrainingConfig) -> list[str]:
     except ValueError as error:
         return [str(error)]
     return []
-
-
-def flatten(tree: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """("t2i.training.steps", "200") of each value of a nested mapping."""
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", repr(value)

@@ -14,9 +14,9 @@ from typing import Any, Literal, NamedTuple
 
 import yaml
 
-from launch.environment import flatten, stop_if
+from launch.environment import stop_if
 from launch.uploads import RemoteCheckpoints
-from t2i.config import ConfigError
+from t2i.config import ConfigError, flatten
 from t2i.training import checkpoint
 from t2i.training.checkpoint import Checkpoint
 
@@ -166,10 +166,10 @@ def _relevant(tree: dict[str, Any]) -> dict[str, str]:
     """Name -> value of the settings that results depend on."""
     model = tree["launch"]["train"]["model"]
     values = {"launch.train.model": repr(model)}
-    for name, value in flatten(tree):
+    for name, value in flatten(tree).items():
         is_of_other_model = name.startswith("t2i.models.") and not name.startswith(
             f"t2i.models.{model}."
         )
         if name.startswith(RELEVANT) and name not in IRRELEVANT and not is_of_other_model:
-            values[name] = value
+            values[name] = repr(value)
     return values

@@ -294,3 +294,14 @@ def _choice(owner: Any, part: str) -> Any:
 def _type_of_field(owner: Any, part: str) -> Any:
     field = owner.model_fields.get(part) if hasattr(owner, "model_fields") else None
     return field.annotation if field is not None else None
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"t2i.training.steps": 200, ...} of a nested mapping; empty ones are values."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
