@@ -32,6 +32,7 @@ from t2i.models.layers import (
     modulate,
     rms_norm,
 )
+from t2i.models.positions import absolute_positions
 from t2i.models.rope import Rotation, axial_rotation, text_rotation
 from t2i.models.routes import first_routed
 from t2i.models.routing import Kept, blocks_left, gather_tokens, scatter_tokens, segments
@@ -260,7 +261,8 @@ class TRDiT(nn.Module):
     def embed(
         self, latents_BCHW: Tensor, timestep_B: Tensor, guidance_scale_B: Tensor | None = None
     ) -> Hidden:
-        """Patches to tokens, time (and guidance scale) to an embedding, the grid to its rotation."""
+        """Patches to tokens with their absolute positions if the config has any, time (and guidance
+        scale) to an embedding, the grid to its rotation."""
         patch_size, (height, width) = self.config.patch_size, latents_BCHW.shape[-2:]
         if height % patch_size or width % patch_size:
             raise ValueError(
@@ -268,8 +270,14 @@ class TRDiT(nn.Module):
             )
         patches = F.pixel_unshuffle(latents_BCHW.to(self.patch.weight.dtype), patch_size)
         grid = (height // patch_size, width // patch_size)
+        tokens_BTD = self.patch(patches.flatten(2).transpose(1, 2))
+        if self.config.smallest_grid is not None:
+            positions_TD = absolute_positions(
+                *grid, self.config.width, self.config.smallest_grid, latents_BCHW.device
+            )
+            tokens_BTD = tokens_BTD + positions_TD.to(tokens_BTD.dtype)
         return Hidden(
-            tokens_BTD=self.patch(patches.flatten(2).transpose(1, 2)),
+            tokens_BTD=tokens_BTD,
             time_BD=F.silu(add_scale(self.time(timestep_B), self.scale, guidance_scale_B)),
             rotation=axial_rotation(
                 *grid, self.config.num_heads, self.config.head_width, latents_BCHW.device

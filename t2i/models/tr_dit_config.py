@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -25,6 +26,11 @@ class TRDiTConfig(Section):
     ffn_expansion: float = Field(default=8 / 3, gt=0)
     ffn_multiple: int = Field(default=16, ge=1)
     adaln_rank: int = Field(default=64, ge=1)
+    # what tells image tokens where they are: relative RoPE alone (the papers; also what a stored
+    # config without this key means), or absolute sines and cosines beside it
+    positions: Literal["rope", "rope+absolute"] = "rope"
+    # tokens along a side of the smallest grid in training: absolute positions do not alias on it
+    smallest_grid: int | None = Field(default=None, ge=2)
     # [first, last] layer that dropped tokens skip, both included; negative counts from the end
     routes: Routes = ((2, 5),)
     # each route draws the tokens that it keeps, in training and sampling; else all take the same
@@ -40,6 +46,16 @@ class TRDiTConfig(Section):
         if width % 2:
             raise ValueError("width must be even")
         return width
+
+    @model_validator(mode="after")
+    def _absolute_positions_know_their_grid(self) -> TRDiTConfig:
+        if (self.positions == "rope+absolute") == (self.smallest_grid is None):
+            raise ValueError(
+                f"positions {self.positions} with smallest_grid {self.smallest_grid}: rope+absolute "
+                "needs smallest_grid, the tokens along a side of the smallest grid in training "
+                "(pixels / VAE factor / patch_size: 8 for 128 px, 16 for 256 px); rope ignores it"
+            )
+        return self
 
     @model_validator(mode="after")
     def _fits(self) -> TRDiTConfig:

@@ -23,9 +23,15 @@ class TrainingConfig(Section):
     steps: int = Field(default=400_000, ge=1, description="optimizer steps of the run")
     seed: int = 0
 
-    # Optimizer: AdamW, constant rate after a linear warm-up.
+    # Optimizer: AdamW, constant rate after a linear warm-up, and perhaps a linear decay at the end.
     learning_rate: float = Field(default=5e-5, gt=0)
     warmup_steps: int = Field(default=1_000, ge=0)
+    decay_steps: int = Field(
+        default=0,
+        ge=0,
+        description="last steps of the run, in which the rate falls linearly towards zero; a run "
+        "may be prolonged until they begin",
+    )
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = Field(default=0.0, ge=0)
     gradient_clipping: float = Field(default=1.0, gt=0)
@@ -106,6 +112,15 @@ class TrainingConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _decay_follows_the_warm_up(self) -> TrainingConfig:
+        if self.decay_steps and self.warmup_steps + self.decay_steps > self.steps:
+            raise ValueError(
+                f"warmup_steps {self.warmup_steps} and decay_steps {self.decay_steps} do not fit in "
+                f"{self.steps} steps; make one of them smaller"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _routing_draw_has_tokens_to_draw(self) -> TrainingConfig:
         if self.routing_draw == "bernoulli" and self.gamma == 0:
             raise ValueError(
@@ -154,10 +169,10 @@ class TrainingConfig(Section):
         return count
 
     def learning_rate_at(self, step: int) -> float:
-        """Learning rate of step ``step`` (from 0): linear warm-up, then constant."""
-        if self.warmup_steps == 0:
-            return self.learning_rate
-        return self.learning_rate * min(1.0, (step + 1) / self.warmup_steps)
+        """Learning rate of step ``step`` (from 0): linear warm-up, constant, linear decay."""
+        warmup = (step + 1) / self.warmup_steps if self.warmup_steps else 1.0
+        decay = (self.steps - step) / self.decay_steps if self.decay_steps else 1.0
+        return self.learning_rate * min(1.0, warmup, decay)
 
 
 def largest_divisor(number: int, at_most: int) -> int:

@@ -51,3 +51,11 @@ def test_the_learning_rate_warms_up_and_stays() -> None:
     config = TrainingConfig(learning_rate=1.0, warmup_steps=4)
     assert [config.learning_rate_at(step) for step in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
     assert TrainingConfig(learning_rate=1.0, warmup_steps=0).learning_rate_at(0) == 1.0
+
+
+def test_the_learning_rate_falls_linearly_in_the_last_steps() -> None:
+    config = TrainingConfig(learning_rate=1.0, warmup_steps=2, steps=8, decay_steps=4)
+    rates = [config.learning_rate_at(step) for step in range(8)]
+    assert rates == [0.5, 1, 1, 1, 1, 0.75, 0.5, 0.25]
+    with pytest.raises(ValidationError, match="warmup_steps 5 and decay_steps 4 do not fit in 8"):
+        TrainingConfig(warmup_steps=5, steps=8, decay_steps=4)
