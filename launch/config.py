@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from t2i.config import ConfigError, Section
 
@@ -69,6 +69,11 @@ class LaunchConfig(Section):
     # Samples of the validation loss, of the held-out part (data_pipeline.loader.held_out);
     # 0 = no validation.
     validation_samples: int = Field(default=0, ge=0)
+    # By name, words that are swapped for one another in held-out captions: how much the loss of the
+    # average grows by it tells what the model has learned of them (TR-DiT only).
+    validation_swaps: dict[str, Annotated[tuple[str, ...], Field(min_length=2)]] = Field(
+        default_factory=dict
+    )
     # What is sampled every t2i.training.sample_every steps: prompts, or classes; or a file that
     # `t2i.sample --prompts` reads.
     validation_prompts: str | Annotated[tuple[str | int, ...], Field(min_length=1)] = (
@@ -88,6 +93,16 @@ class LaunchConfig(Section):
     # A run that goes on with another order of its data (other shards, weights, seed, batch): refuse,
     # or accept that samples may be seen twice or not at all.
     changed_data: Literal["refuse", "accept"] = "refuse"
+
+    @model_validator(mode="after")
+    def _swaps_are_measured(self) -> LaunchConfig:
+        if self.validation_swaps and (self.model != "tr_dit" or not self.validation_samples):
+            raise ValueError(
+                "validation_swaps are words of held-out captions: they need model tr_dit and "
+                f"validation_samples above 0, not {self.model} and {self.validation_samples}; set "
+                "them, or validation_swaps to {}"
+            )
+        return self
 
     def stage(self, number: Literal[1, 2]) -> StageConfig:
         """The stage by its number on the command line."""

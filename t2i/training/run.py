@@ -65,6 +65,8 @@ class Run:
         batches: step -> this rank's micro-batches from that step on, in order.
         validation: this rank's held-out batches, equally many on each rank; may be empty.
         start: from `resume` when ``folder`` has a checkpoint.
+        swapped_words: by name, words that are swapped for one another in held-out captions, see
+            `monitoring.swapped_words`; {} for models of classes.
         samples: what to sample every ``config.sample_every`` steps; None = nothing.
         settings: the resolved config of this stage, stored beside each checkpoint (YAML).
         on_checkpoint: called by rank 0 with each new checkpoint's folder, say to copy it elsewhere;
@@ -83,6 +85,7 @@ class Run:
     settings: str
     device: torch.device
     samples: ValidationSamples | None = None
+    swapped_words: Mapping[str, Sequence[str]] = field(default_factory=dict)
     on_checkpoint: Callable[[Path], None] | None = None
     profile: ProfileSteps | None = None
     data: Sequence[str] = ()

@@ -21,6 +21,7 @@ from t2i.training.backbone import Conditioner
 from t2i.training.engine import Engine
 from t2i.training.monitoring.metrics import LossSums, mean_losses
 from t2i.training.monitoring.reporter import Reporter
+from t2i.training.monitoring.swapped_words import swapped_word_excess
 from t2i.training.monitoring.validation_samples import draw_samples, write_samples
 from t2i.training.objectives.moving import MovingObjective
 from t2i.training.run import Run
@@ -47,6 +48,7 @@ class Validator:
         self.engine.network.train()
         with self.average.filled(self._averages(), self.dtype, self.run.device):
             ema_loss, ema_by_time = self._loss(self.average.network)
+            swapped = self._swapped_words()
         self.objective.end_validation(loss)
         fields: Mapping[str, Any] = {
             "step": step,
@@ -54,6 +56,7 @@ class Validator:
             "validation_by_time": by_time,
             "ema_validation_loss": ema_loss,
             "ema_validation_by_time": ema_by_time,
+            **({"ema_swapped_words": swapped} if swapped else {}),
         }
         if reporter is not None:
             reporter.write(fields)
@@ -80,6 +83,20 @@ class Validator:
 
     def _averages(self) -> Any:
         return self.engine.gather(self.ema.averages)
+
+    def _swapped_words(self) -> dict[str, float | None]:
+        """Of the average, which must be filled; {} when no words are to be swapped."""
+        if not self.run.swapped_words:
+            return {}
+        return swapped_word_excess(
+            self.average.network,
+            self.objective,
+            self.run.backbone.conditioner,
+            self.run.validation,
+            self.run.swapped_words,
+            VALIDATION_TIMES,
+            self.run.device,
+        )
 
     def _loss(self, network: nn.Module) -> tuple[float, list[float | None]]:
         return validation_loss(

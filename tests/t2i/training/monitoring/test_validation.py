@@ -8,6 +8,7 @@ import os
 import runpy
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from safetensors.torch import load_file
 from t2i.pipeline import TextToImagePipeline
 from t2i.training.averages.averaged_copy import AveragedCopy
 from t2i.training.checkpoint import TENSOR_KINDS, newest_checkpoint
-from t2i.training.monitoring.validation import validation_loss
+from t2i.training.monitoring.swapped_words import swapped_word_excess
+from t2i.training.monitoring.validation import VALIDATION_TIMES, validation_loss
 from t2i.training.monitoring.validation_samples import write_samples
 from t2i.training.objectives.moving import make_objective
 from t2i.training.run import Run
@@ -64,6 +66,8 @@ def test_losses_are_those_of_the_saved_weights_and_of_their_average(
     kind: str, zero: int, tmp_path: Path, process_group: None
 ) -> None:
     run = make_run(tmp_path, zero, "fp32", kind)
+    words = {"length": ("a", "aa", "aaa")} if kind == "tr_dit" else {}
+    run = replace(run, swapped_words=words)
     assert train(run)
     (line,) = validations(tmp_path)
     for weights, field in (("weights", "validation"), ("ema", "ema_validation")):
@@ -75,6 +79,13 @@ def test_losses_are_those_of_the_saved_weights_and_of_their_average(
         )
         assert line[f"{field}_loss"] == pytest.approx(loss, rel=1e-5)
         assert line[f"{field}_by_time"] == pytest.approx(by_time, rel=1e-5)
+    if words:  # the network of the last turn has the average's weights
+        excess = swapped_word_excess(
+            *(backbone.network, objective, backbone.conditioner, run.validation, words),
+            *(VALIDATION_TIMES, run.device),
+        )
+        assert line["ema_swapped_words"] == pytest.approx(excess, rel=1e-3)
+        assert excess["length"] != 0
     assert line["validation_loss"] != line["ema_validation_loss"]
 
 
