@@ -71,9 +71,7 @@ class LaunchConfig(Section):
     validation_samples: int = Field(default=0, ge=0)
     # By name, words that are swapped for one another in held-out captions: how much the loss of the
     # average grows by it tells what the model has learned of them (TR-DiT only).
-    validation_swaps: dict[str, Annotated[tuple[str, ...], Field(min_length=2)]] = Field(
-        default_factory=dict
-    )
+    validation_swaps: dict[str, Annotated[tuple[str, ...], Field(min_length=2)]] | None = None
     # What is sampled every t2i.training.sample_every steps: prompts, or classes; or a file that
     # `t2i.sample --prompts` reads.
     validation_prompts: str | Annotated[tuple[str | int, ...], Field(min_length=1)] = (
@@ -100,7 +98,7 @@ class LaunchConfig(Section):
             raise ValueError(
                 "validation_swaps are words of held-out captions: they need model tr_dit and "
                 f"validation_samples above 0, not {self.model} and {self.validation_samples}; set "
-                "them, or validation_swaps to {}"
+                "them, or validation_swaps to null"
             )
         return self
 

@@ -1,25 +1,34 @@
 #!/usr/bin/env bash
-# Make the nano family of t2i/assets/nano again: VAE, InternVL-nano, bundled data, TR-DiT-nano.
-# Seeded; run again, it goes on where it stopped. Less than two hours on two CPU cores.
+# Make the nano family of t2i/assets/nano again: VAE, InternVL-nano, bundled data, TR-DiT-nano, and
+# SiT-nano in outputs/nano_training. Seeded; run again, it goes on where it stopped. Hours: docs/nano.md.
 #
 #   bash launch/make_nano.sh           make what is missing
 #   bash launch/make_nano.sh --fresh   forget all and start over
+#   bash launch/make_nano.sh --quick   every step in miniature, in minutes; touches no asset
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 assets=t2i/assets/nano
 out=outputs/nano_training
+config=configs/nano_training.yaml
+vae_flags=() internvl_flags=() quick=
 case "${1:-}" in
     "") ;;
     --fresh) rm -rf "$out" outputs/nano_data "$assets" ;;
-    *) sed -n '2,6s/^# \{0,1\}//p' "$0"; exit 2 ;;
+    --quick)
+        quick=yes out=outputs/nano_quick config=configs/nano_quick.yaml assets=$out/assets
+        vae_flags=(--steps 4 --held-out 4)
+        internvl_flags=(--vision-steps 2 --steps 2 --polish-steps 2 --held-out 4)
+        rm -rf "$out"
+        ;;
+    *) sed -n '2,7s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac
-source launch/setup.sh
+source launch/setup.sh "" # not this script's own arguments
 source launch/steps.sh
 export HF_HUB_OFFLINE=1
 
-step vae python -m launch.nano.vae --output $assets/vae
-step internvl python -m launch.nano.internvl --output $assets/text_encoder
+step vae python -m launch.nano.vae --output $assets/vae "${vae_flags[@]}"
+step internvl python -m launch.nano.internvl --output $assets/text_encoder "${internvl_flags[@]}"
 
 # make_data CONFIG: Shapes web -> images -> captions -> latents, by the pipeline's own commands.
 make_data() {
@@ -31,15 +40,23 @@ make_data() {
     step latents python -m data_pipeline.latents --config "$1"
 }
 
-# First the bundled data, then the training data of TR-DiT-nano.
-out=outputs/nano_data
-mkdir -p $out/done $out/logs
-make_data configs/nano_data.yaml
-out=outputs/nano_training
-config=configs/nano_training.yaml
+# First the bundled data, then, by the same commands, the training data of the two models. Encoders
+# of a few steps write nothing that could be trained on: --quick goes on with those that are bundled.
+training=$out
+if [ -z "$quick" ]; then
+    out=outputs/nano_data
+    mkdir -p $out/done $out/logs
+    make_data configs/nano_data.yaml
+    out=$training
+fi
 make_data $config
 
 step train_stage_1 deepspeed --num_gpus 2 launch/train_t2i.py --stage 1 --config $config
 step train_stage_2 deepspeed --num_gpus 2 launch/train_t2i.py --stage 2 --config $config
 step export python -m t2i.export --config $config --output $out/export
+mkdir -p $assets
 step install cp -r $out/export/transformer $out/export/model_index.json $assets/
+
+sit=${config%.yaml}_sit.yaml
+step train_sit deepspeed --num_gpus 2 launch/train_t2i.py --stage 1 --config $sit
+step export_sit python -m t2i.export --config $sit --output $out/export_sit

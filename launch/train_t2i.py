@@ -300,7 +300,7 @@ def build_run(
         samples=build_samples(
             config.launch, stage, training, config.vae, backbone.patch_size, encoder
         ),
-        swapped_words=config.launch.validation_swaps,
+        swapped_words=config.launch.validation_swaps or {},
     )
 
 

@@ -34,7 +34,7 @@ WARMUP_STEPS = 50
 CHECKPOINT_EVERY = 200
 # Weight of the scene head's loss beside the language loss.
 SCENE_WEIGHT = 0.3
-NUM_HELD_OUT = 256
+TEXT_SCENES_SEED = 256
 MAX_NEW_TOKENS = 96
 NUM_TEXT_SCENES = 200
 
@@ -51,6 +51,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--polish-steps", type=int, default=3000, help="last phase (3000)")
     parser.add_argument("--batch", type=int, default=64, help="examples a step (64)")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument(
+        "--held-out", type=int, default=256, help="scenes measured at the end (256)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     return parser
@@ -268,10 +271,10 @@ def finish(model: InternVLForConditionalGeneration, args: argparse.Namespace) ->
 
     model.to(torch.bfloat16).save_pretrained(args.output)
     save_text_whitening(args)
-    measured = measure(load_internvl(str(args.output), args.device), NUM_HELD_OUT)
+    measured = measure(load_internvl(str(args.output), args.device), args.held_out)
     metrics = {
         **{name: round(value, 4) for name, value in measured.items()},
-        "num_held_out": NUM_HELD_OUT,
+        "num_held_out": args.held_out,
         "vision_steps": args.vision_steps,
         "steps": args.steps,
         "polish_steps": args.polish_steps,
@@ -291,7 +294,7 @@ def save_text_whitening(args: argparse.Namespace) -> None:
     from t2i.encoders.text_whitening import measure_whitening
     from t2i.shapes import captions, random_scene
 
-    rng = np.random.default_rng((args.seed, NUM_HELD_OUT))
+    rng = np.random.default_rng((args.seed, TEXT_SCENES_SEED))
     texts = [text for _ in range(NUM_TEXT_SCENES) for text in (*captions(random_scene(rng)), "")]
     encoder = load_text_encoder(
         TextEncoderConfig.model_validate({"path": str(args.output)}), args.device

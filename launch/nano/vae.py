@@ -38,7 +38,7 @@ CHECKPOINT_EVERY = 250
 CROP_SIZE = 64
 WHOLE_IMAGE_SHARE = 0.06
 HELD_OUT_SEED = 1_000_000_000
-NUM_HELD_OUT = 256
+NUM_SCALED = 512  # images that tell the scale of latents
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -51,6 +51,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=4000, help="optimizer steps (default 4000)")
     parser.add_argument("--batch", type=int, default=16, help="images a step (default 16)")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument(
+        "--held-out", type=int, default=256, help="scenes measured at the end (256)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     return parser
@@ -108,16 +111,16 @@ def finish(model: AutoencoderKL, args: argparse.Namespace) -> None:
     from t2i.encoders.vae_config import VAEConfig
 
     with torch.no_grad():
-        images = rendered_batch(args.seed, 0, 512).to(args.device)
+        images = rendered_batch(args.seed, 0, NUM_SCALED).to(args.device)
         means = torch.cat([model.encode(chunk).latent_dist.mean for chunk in images.split(32)])
     model.register_to_config(
         scaling_factor=1 / means.std().item(), shift_factor=means.mean().item()
     )
     model.half().save_pretrained(args.output)
-    held_out = rendered_batch(HELD_OUT_SEED, 0, NUM_HELD_OUT)
+    held_out = rendered_batch(HELD_OUT_SEED, 0, args.held_out)
     metrics = {
         "psnr": reconstruction_psnr(load_vae(VAEConfig(path=str(args.output))), held_out),
-        "num_images": NUM_HELD_OUT,
+        "num_images": args.held_out,
         "steps": args.steps,
         "seed": args.seed,
     }
