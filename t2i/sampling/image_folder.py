@@ -147,6 +147,25 @@ def read_image_list(folder: Path) -> list[tuple[Path, str]]:
     return [(folder / line["file"], line["prompt"]) for line in lines]
 
 
+def read_image(path: Path) -> Image.Image:
+    """An image of the folder, in RGB.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        ValueError: the file is cut or no picture; names it and the way out.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except FileNotFoundError:
+        raise
+    except (OSError, SyntaxError) as error:  # PIL calls a broken chunk of a PNG a SyntaxError
+        raise ValueError(
+            f"{path}: not a whole picture ({error}); delete it and run the python -m t2i.sample "
+            "that made it again"
+        ) from None
+
+
 def _list_of(jobs: Sequence[ImageJob]) -> str:
     return "".join(json.dumps({"file": job.name, **job.metadata}) + "\n" for job in jobs)
 
