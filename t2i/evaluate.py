@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = config_from_args(args, Config)
 
     from t2i.evaluation.shapes_eval import as_dict
+    from t2i.sampling.image_folder import short_names
 
     scores = {folder: evaluate_shapes(folder) for folder in args.folders}
     ceilings = score_ceilings(args.folders, config.vae) if args.ceiling else {}
@@ -104,12 +104,6 @@ def score_ceilings(folders: Sequence[Path], vae: VAEConfig) -> dict[str, ShapesS
         "rendered": score_images(prompts, truth),
         "rendered, through the VAE": score_images(prompts, reconstructed(truth, load_vae(vae))),
     }
-
-
-def short_names(folders: Sequence[Path]) -> list[str]:
-    """The folders relative to what they have in common; a single one by its name."""
-    common = os.path.commonpath([folder.absolute().parent for folder in folders])
-    return [str(folder.absolute().relative_to(common)) for folder in folders]
 
 
 def format_scores(scores: Mapping[str, ShapesScores]) -> str:
