@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 JPEG_QUALITY = 90
+GAP = 4  # pixels between images
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -48,12 +49,18 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
 
+    from PIL import ImageOps
+
     from t2i.sampling.contact_sheet import beside_texts, headed, paste
 
     prompts, columns = read_columns(args.folders, args.num, with_truth=not args.no_truth)
-    by_prompt = [image for row in zip(*columns.values(), strict=True) for image in row]
-    grid = headed(paste(by_prompt, len(columns)), list(columns))
-    sheet = beside_texts(grid, prompts, row_height=by_prompt[0].height)
+    cells = [
+        ImageOps.expand(image, border=GAP // 2, fill="white")
+        for row in zip(*columns.values(), strict=True)
+        for image in row
+    ]
+    grid = headed(paste(cells, len(columns)), list(columns))
+    sheet = beside_texts(grid, prompts, row_height=cells[0].height)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(args.output, quality=JPEG_QUALITY)
     print(args.output)

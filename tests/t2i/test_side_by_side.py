@@ -12,9 +12,10 @@ from t2i.sampling.contact_sheet import CAPTION_HEIGHT, TEXT_WIDTH
 from t2i.sampling.image_folder import ImageFolder, plan_images
 from t2i.sampling.prompts import builtin_prompts
 from t2i.shapes import detect, parse_caption
-from t2i.side_by_side import main, read_columns
+from t2i.side_by_side import GAP, main, read_columns
 
 PROMPTS = builtin_prompts(4)
+SIDE = 128 + GAP
 
 
 def write(folder: Path, color: str, prompts: list[str] = PROMPTS) -> str:
@@ -31,12 +32,12 @@ def test_each_row_has_the_truth_and_then_each_folder(tmp_path: Path) -> None:
     output = tmp_path / "new" / "picture.png"
     assert main([none, sg, "--num", "3", "--output", str(output)]) == 0
     with Image.open(output) as sheet:
-        assert sheet.size == (TEXT_WIDTH + 3 * 128, CAPTION_HEIGHT + 3 * 128)
+        assert sheet.size == (TEXT_WIDTH + 3 * SIDE, CAPTION_HEIGHT + 3 * SIDE)
         for row, prompt in enumerate(PROMPTS[:3]):
-            top = CAPTION_HEIGHT + 128 * row
+            top = CAPTION_HEIGHT + GAP // 2 + SIDE * row
             cells = [
                 sheet.crop((left, top, left + 128, top + 128))
-                for left in range(TEXT_WIDTH, sheet.width, 128)
+                for left in range(TEXT_WIDTH + GAP // 2, sheet.width, SIDE)
             ]
             assert detect(cells[0]) == parse_caption(prompt)
             assert [np.asarray(cell).mean() for cell in cells[1:]] == [0, 255]
@@ -57,7 +58,7 @@ def test_prompts_that_tell_no_scene_have_no_truth(tmp_path: Path) -> None:
     assert main([folder, "--no-truth", "--output", str(output)]) == 0
     with Image.open(output) as sheet:
         assert sheet.format == "JPEG"
-        assert sheet.width == TEXT_WIDTH + 128
+        assert sheet.width == TEXT_WIDTH + SIDE
 
 
 def test_folders_of_other_prompts_are_refused(tmp_path: Path) -> None:
