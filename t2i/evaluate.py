@@ -25,6 +25,22 @@ if TYPE_CHECKING:
     from t2i.evaluation.shapes_eval import ShapesScores, Share
 
 SCORES_FILE = "scores.json"
+# For people; t2i.evaluation.shapes_eval has the definitions.
+SHAPES_HELP = """
+of the objects that a prompt names, the share ...
+  color, shape        found by their colour, or by their shape, wherever they are
+  color_and_shape     found by both
+  shape_given_color   with the right shape, of those found by colour
+  color_at_place      with something of their colour at their place
+  place               found by colour and shape at their place
+  size                of the right size, of those found by colour, shape and place
+and of the pictures, the share ...
+  count               with as many objects as named
+  scene               with all named objects in colour and shape, and nothing else
+"-" stands where there is nothing to score: place and size, when no prompt tells them.
+
+  python -m t2i.evaluate shapes outputs/nano/samples/none outputs/nano/samples/sg --ceiling
+"""
 
 
 class Config(Section):
@@ -40,7 +56,12 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     metrics = parser.add_subparsers(dest="metric", required=True, metavar="METRIC")
-    shapes = metrics.add_parser("shapes", help="prompt adherence in the Shapes world")
+    shapes = metrics.add_parser(
+        "shapes",
+        help="prompt adherence in the Shapes world",
+        description=SHAPES_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     shapes.add_argument(
         "folders", nargs="+", type=Path, metavar="FOLDER", help="written by python -m t2i.sample"
     )

@@ -88,3 +88,12 @@ def test_the_ceiling_refuses_prompts_that_tell_less_than_a_scene(tmp_path: Path)
     write(tmp_path, [prompt(RED_CIRCLE, level=1)], [draw(RED_CIRCLE)])
     with pytest.raises(ValueError, match="does not tell a whole scene"):
         main(["shapes", str(tmp_path), "--ceiling"])
+
+
+def test_the_help_explains_every_score(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["shapes", "--help"])
+    shown = capsys.readouterr().out
+    assert [
+        name for name in SCORES if not re.search(rf"^  .*\b{name}\b", shown, re.MULTILINE)
+    ] == []
