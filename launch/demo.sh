@@ -80,7 +80,7 @@ for model in demo nano; do
     step sample_${model}_none python -m t2i.sample --config "$config" --checkpoint $checkpoint --guidance none --output $samples/none
     step sample_${model}_cfg python -m t2i.sample --config "$config" --checkpoint $checkpoint --guidance cfg --omega 2.5 --output $samples/cfg
     step sample_${model}_sg python -m t2i.sample --config "$config" --checkpoint $checkpoint --sg 0.1,0.8 --omega 1.8 --output $samples/sg
-    step score_$model python -m t2i.evaluate shapes $samples/none $samples/cfg $samples/sg
+    step score_$model python -m t2i.evaluate shapes --ceiling $samples/none $samples/cfg $samples/sg
 done
 
 step report python -m launch.report --config "$config"

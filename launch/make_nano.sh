@@ -29,6 +29,7 @@ export HF_HUB_OFFLINE=1
 
 step vae python -m launch.nano.vae --output $assets/vae "${vae_flags[@]}"
 step internvl python -m launch.nano.internvl --output $assets/text_encoder "${internvl_flags[@]}"
+step prompts python -m launch.nano.prompts --output $assets/prompts.txt
 
 # make_data CONFIG: Shapes web -> images -> captions -> latents, by the pipeline's own commands.
 make_data() {

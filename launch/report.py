@@ -10,36 +10,35 @@ from __future__ import annotations
 
 import argparse
 import base64
-import html
 import io
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
 
 from t2i.config import Section, add_config_arguments, config_from_args, section
 from t2i.console import get_logger, run_command
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from PIL.Image import Image
 
 LOG = get_logger("report")
 LEVELS = ("detailed", "several sentences", "one sentence", "keywords")
 NUM_CAPTION_EXAMPLES = 6
-NUM_SAMPLE_COLUMNS = 8
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #222 }
-h1, h2 { line-height: 1.2 } h2 { margin-top: 2em; border-bottom: 1px solid #ddd }
-table { border-collapse: collapse } th, td { padding: .25em .8em; text-align: right; border-bottom: 1px solid #eee }
-th:first-child, td:first-child { text-align: left } td.text { text-align: left; max-width: 40em }
-img.pixel { width: 112px; image-rendering: auto } img.wide { max-width: 100% }
-code { background: #f4f4f4; padding: 0 .3em; font-size: 85% } .note { color: #777 }
-"""
+NUM_SAMPLE_ROWS = 8
+TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
 
 class ReportConfig(Section):
-    """Which folders to read; ``samples`` holds <model>/<guidance>/, as t2i.sample writes it."""
+    """Which folders to read.
+
+    ``samples`` holds <model>/<guidance>/, as t2i.sample writes and t2i.evaluate scores it, all of
+    detailed prompts of the Shapes world; ``notes`` has a line about a model, by its name.
+    """
 
     title: str = "Token-sparse text-to-image, in miniature"
     source: str = "outputs/demo/source"
@@ -49,6 +48,7 @@ class ReportConfig(Section):
     latents: str = "outputs/demo/latents"
     runs: tuple[str, ...] = ("outputs/demo/runs/stage1", "outputs/demo/runs/stage2")
     samples: str = "outputs/demo/samples"
+    notes: Mapping[str, str] = Field(default_factory=dict)
     timings: str = "outputs/demo/done"
     output: str = "outputs/demo/report.html"
 
@@ -70,24 +70,22 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     config = config_from_args(args, Config).report
-    parts = [
-        f"<h1>{html.escape(config.title)}</h1>",
-        "<h2>Data funnel</h2>",
-        funnel_table(config),
-        "<h2>Captions</h2>",
-        caption_examples(config),
-        caption_accuracy(config),
-        "<h2>Training</h2>",
-        loss_curves(config.runs),
-        "<h2>Samples</h2>",
-        sample_grids(Path(config.samples)),
-        "<h2>Scores</h2>",
-        score_table(Path(config.samples)),
-        "<h2>Timings</h2>",
-        timing_table(Path(config.timings)),
-    ]
-    page = f"<!doctype html><meta charset=utf-8><title>{html.escape(config.title)}</title>"
-    page += f"<style>{STYLE}</style>" + "\n".join(parts) + "\n"
+
+    from t2i.evaluation.shapes_eval import SCORES
+
+    accuracy, num_captioned_objects = caption_accuracy(config)
+    page = render_page(
+        title=config.title,
+        funnel=funnel_rows(config),
+        caption_examples=caption_examples(config),
+        caption_accuracy=accuracy,
+        num_captioned_objects=num_captioned_objects,
+        loss_curves=loss_curves(config.runs),
+        models=sample_models(Path(config.samples), config.notes),
+        score_names=SCORES,
+        scores=score_rows(Path(config.samples)),
+        timings=timings(Path(config.timings)),
+    )
     output = Path(config.output)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(page)
@@ -95,7 +93,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def funnel_table(config: ReportConfig) -> str:
+def render_page(**parts: Any) -> str:
+    """The page of `TEMPLATE`; all text in it is escaped, and a part that is missing is an error."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.from_string(TEMPLATE.read_text()).render(parts)
+
+
+def funnel_rows(config: ReportConfig) -> list[list[Any]]:
     """Rows in, ok, filtered and failed of every step, with the reasons."""
     from data_pipeline.manifest import StepOutput
 
@@ -114,33 +122,33 @@ def funnel_table(config: ReportConfig) -> str:
         rows.append(
             [name, funnel.num_in, funnel.num_ok, funnel.num_filtered, funnel.num_failed, reasons]
         )
-    return table(["step", "in", "ok (kept)", "filtered", "failed", "reasons"], rows)
+    return rows
 
 
-def caption_examples(config: ReportConfig) -> str:
-    """A few images of the first shard beside their four captions."""
+def caption_examples(config: ReportConfig) -> list[tuple[str, list[str]]]:
+    """A few images of the first shard, as data URIs, with their four captions."""
     from data_pipeline.manifest import StepOutput
 
     images, captions = StepOutput.open(config.images), StepOutput.open(config.captions)
     shard_id = captions.manifests()[0].id
     pictures = {sample.key: sample.parts for sample in images.read(shard_id)}
-    blocks: list[str] = []
+    examples: list[tuple[str, list[str]]] = []
     for sample in captions.read(shard_id):
-        if len(blocks) == NUM_CAPTION_EXAMPLES:
+        if len(examples) == NUM_CAPTION_EXAMPLES:
             break
         parts = pictures[sample.key]
         extension = next(name for name in parts if name in ("jpg", "png", "webp"))
-        lines = "<br>".join(
-            f"{level}. {html.escape(text)}"
-            for level, text in enumerate(json.loads(sample.parts["json"])["captions"], start=1)
-        )
-        picture = image_tag(parts[extension], extension, "pixel")
-        blocks.append(f"<tr><td>{picture}</td><td class=text>{lines}</td></tr>")
-    return f"<table>{''.join(blocks)}</table>"
+        texts = json.loads(sample.parts["json"])["captions"]
+        examples.append((data_uri(parts[extension], extension), texts))
+    return examples
 
 
-def caption_accuracy(config: ReportConfig) -> str:
-    """Per caption level, the share of drawn objects that are named in the right colour and shape."""
+def caption_accuracy(config: ReportConfig) -> tuple[list[list[str]], int]:
+    """Per caption level, the share of drawn objects that are named in the right colour and shape.
+
+    Returns:
+        (level, percent) of each, and the number of objects drawn.
+    """
     from data_pipeline.manifest import StepOutput
     from data_pipeline.sources.shapes import load_pictures
     from t2i.shapes import parse_caption
@@ -160,11 +168,11 @@ def caption_accuracy(config: ReportConfig) -> str:
         [name, f"{100 * right / max(num_objects, 1):.1f} %"]
         for name, right in zip(LEVELS, num_right, strict=True)
     ]
-    return table(["caption", f"objects named right, of {num_objects}"], rows)
+    return rows, num_objects
 
 
 def loss_curves(runs: Iterable[str]) -> str:
-    """Training loss of each run over its steps, smoothed, in one picture."""
+    """Training loss of each run over its steps, smoothed, in one picture; its data URI."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.2), layout="constrained")
@@ -179,7 +187,9 @@ def loss_curves(runs: Iterable[str]) -> str:
     axes.set_xlabel("step")
     axes.set_ylabel("flow-matching loss")
     axes.legend()
-    return figure_tag(figure)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    return data_uri(buffer.getvalue(), "png")
 
 
 def smoothed(values: Sequence[float], half_life: float = 5.0) -> list[float]:
@@ -191,26 +201,35 @@ def smoothed(values: Sequence[float], half_life: float = 5.0) -> list[float]:
     return result
 
 
-def sample_grids(folder: Path) -> str:
-    """One table per model: a row per guidance, a column per prompt and seed."""
-    from t2i.sampling.image_folder import read_image_list
+@dataclass(frozen=True)
+class SampledModel:
+    """Samples of a model: per prompt the data URIs of its images, one for each column."""
 
-    blocks = []
-    for model in sorted(path for path in folder.iterdir() if path.is_dir()):
-        header, rows = "", []
-        for guidance in guidance_folders(model):
-            shown = read_image_list(guidance)[:NUM_SAMPLE_COLUMNS]
-            header = "".join(
-                f'<th class=note style="text-align:left;font-weight:normal;font-size:70%">{html.escape(prompt)}</th>'
-                for _, prompt in shown
-            )
-            pictures = [image_tag(path.read_bytes(), "png", "pixel") for path, _ in shown]
-            cells = "".join(f"<td>{picture}</td>" for picture in pictures)
-            rows.append(f"<tr><td>{guidance.name}</td>{cells}</tr>")
-        blocks.append(
-            f"<h3>{html.escape(model.name)}</h3><table><tr><th></th>{header}</tr>{''.join(rows)}</table>"
-        )
-    return "".join(blocks)
+    name: str
+    note: str
+    columns: list[str]
+    rows: list[tuple[str, list[str]]]
+
+
+def sample_models(folder: Path, notes: Mapping[str, str]) -> list[SampledModel]:
+    """The first samples of every model, by guidance, beside the truth."""
+    from t2i.side_by_side import read_columns
+
+    models = []
+    for model in model_folders(folder):
+        prompts, columns = read_columns(guidance_folders(model), NUM_SAMPLE_ROWS, with_truth=True)
+        by_prompt = zip(*columns.values(), strict=True)
+        rows = [
+            (prompt, [image_uri(image) for image in images])
+            for prompt, images in zip(prompts, by_prompt, strict=True)
+        ]
+        models.append(SampledModel(model.name, notes.get(model.name, ""), list(columns), rows))
+    return models
+
+
+def model_folders(folder: Path) -> list[Path]:
+    """The folders of models among the samples, by name."""
+    return sorted(path for path in folder.iterdir() if path.is_dir())
 
 
 def guidance_folders(model: Path) -> list[Path]:
@@ -219,53 +238,37 @@ def guidance_folders(model: Path) -> list[Path]:
     return sorted(folders, key=lambda path: (path.name != "none", path.name))
 
 
-def score_table(folder: Path) -> str:
-    """The Shapes scores of every model and guidance."""
-    rows, names = [], []
-    for model in sorted(path for path in folder.iterdir() if path.is_dir()):
+def score_rows(folder: Path) -> list[tuple[str, dict[str, Any]]]:
+    """The Shapes scores of every model and guidance, then the ceilings, each once."""
+    rows, ceilings = [], []
+    for model in model_folders(folder):
         for guidance in guidance_folders(model):
             scores = json.loads((guidance / "scores.json").read_text())
-            names = list(scores)
-            rows.append([f"{model.name}, {guidance.name}", *scores.values()])
-    return table(["samples", *names], rows)
+            rows.append((f"{model.name}, {guidance.name}", scores))
+            ceilings += [row for row in scores.get("ceilings", {}).items() if row not in ceilings]
+    return [*rows, *ceilings]
 
 
-def timing_table(folder: Path) -> str:
-    """Seconds of every step, in the order in which they ran."""
-    records = [json.loads(path.read_text()) for path in sorted(folder.iterdir(), key=modified)]
-    rows = [[r["step"], r["seconds"], f"<code>{html.escape(r['command'])}</code>"] for r in records]
-    total = sum(record["seconds"] for record in records)
-    return table(["step", "seconds", "command"], [*rows, ["total", round(total, 1), ""]], raw=True)
+def timings(folder: Path) -> list[dict[str, Any]]:
+    """Step, seconds and command of every step, in the order in which they ran."""
+    return [json.loads(path.read_text()) for path in sorted(folder.iterdir(), key=modified)]
 
 
 def modified(path: Path) -> float:
     return path.stat().st_mtime
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[Any]], raw: bool = False) -> str:
-    """An HTML table; cells are escaped unless ``raw``."""
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
-    body = "".join(
-        "<tr>"
-        + "".join(f"<td>{cell if raw else html.escape(str(cell))}</td>" for cell in row)
-        + "</tr>"
-        for row in rows
-    )
-    return f"<table><tr>{head}</tr>{body}</table>"
-
-
-def image_tag(data: bytes, extension: str, css_class: str) -> str:
-    """An <img> that holds its own bytes."""
-    media_type = {"jpg": "jpeg"}.get(extension, extension)
-    encoded = base64.b64encode(data).decode()
-    return f'<img class={css_class} src="data:image/{media_type};base64,{encoded}">'
-
-
-def figure_tag(figure: Figure) -> str:
-    """A matplotlib figure as an <img>."""
+def image_uri(image: Image) -> str:
+    """A picture as the data URI of a PNG."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    return image_tag(buffer.getvalue(), "png", "wide")
+    image.save(buffer, format="png")
+    return data_uri(buffer.getvalue(), "png")
+
+
+def data_uri(data: bytes, extension: str) -> str:
+    """An image file as a URI that holds its bytes."""
+    media_type = {"jpg": "jpeg"}.get(extension, extension)
+    return f"data:image/{media_type};base64,{base64.b64encode(data).decode()}"
 
 
 if __name__ == "__main__":

@@ -144,6 +144,26 @@ def parse_caption(text: str) -> tuple[SceneObject, ...]:
     )
 
 
+def parse_scene(text: str) -> Scene:
+    """The scene that a detailed caption tells: the inverse of ``captions(scene)[0]``.
+
+    Raises:
+        ValueError: the text is not exactly a detailed caption; it tells less, or something else.
+    """
+    background = re.search(
+        rf" on a ({'|'.join(PATTERNS)}) ({'|'.join(BACKGROUNDS)}) background\.", text
+    )
+    objects = parse_caption(text)
+    if background and 1 <= len(objects) < len(NUMBER_WORDS):
+        scene = Scene(objects, *background.groups())
+        if captions(scene)[0] == text:
+            return scene
+    raise ValueError(
+        f"{text!r} does not tell a whole scene; expected a detailed caption such as 'The image "
+        "shows one object on a plain white background. At the top there is a small red circle.'"
+    )
+
+
 def detect(image: Image.Image) -> tuple[SceneObject, ...]:
     """Find the objects of a picture, in the order of `PLACES`; needs no model.
 

@@ -45,7 +45,7 @@ LAYERS = (
     ),
     ("data_pipeline.storage", "data_pipeline.outages"),
     ("data_pipeline.object_cache",),
-    ("t2i.sample", "t2i.evaluate", "t2i.benchmark", "t2i.export"),
+    ("t2i.sample", "t2i.evaluate", "t2i.side_by_side", "t2i.benchmark", "t2i.export"),
     ("t2i.benchmarks.inference", "t2i.benchmarks.training"),
     ("t2i.benchmarks",),
     ("t2i.evaluation", "t2i.training.trainer", "t2i.training.plot", "t2i.training.trained"),

@@ -123,7 +123,10 @@ def test_the_report_shows_every_part(finished: Path) -> None:
     page = (finished / "report.html").read_text()
     for title in ("Data funnel", "Captions", "Training", "Samples", "Scores", "Timings"):
         assert f"<h2>{title}</h2>" in page
-    assert page.count("<img") >= 2 * 3 * 3
+    assert page.count("<img") >= 2 * 3 * 4
+    assert page.count("<th>truth</th><th>none</th><th>cfg</th><th>sg</th>") == 2
+    assert page.count("a few hundred steps on 600 images") == 1
+    assert page.count("rendered, through the VAE") == 1
 
 
 @pytest.mark.slow

@@ -121,6 +121,12 @@ def load_pictures(folder: Path) -> list[Picture]:
     return pictures
 
 
+def numbered_scene(seed: int, number: int) -> tuple[Scene, np.random.Generator]:
+    """Scene number ``number`` of the toy web of a seed, and the generator that jitters its picture."""
+    rng = np.random.default_rng([seed, number])
+    return random_scene(rng), rng
+
+
 def make_source(config: ShapesConfig) -> None:
     """Render the pictures and write the metadata; goes on where a killed run stopped.
 
@@ -183,8 +189,7 @@ def _draw_picture(index: int, config: ShapesConfig) -> tuple[Picture, bytes]:
     In place of a perceptual hash it has one of its pixels: the signs of a few frequencies, as
     pHash has it, are the same for many toy scenes.
     """
-    rng = np.random.default_rng([config.seed, index])
-    scene = random_scene(rng)
+    scene, rng = numbered_scene(config.seed, index)
     image = render(scene, rng, config.image_size)
     pixel_hash = hashlib.blake2b(image.tobytes(), digest_size=8).hexdigest()
     extension = {3: "png", 7: "webp"}.get(index % 10, "jpg")

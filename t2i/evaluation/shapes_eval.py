@@ -1,87 +1,174 @@
 """Scores of pictures against the Shapes prompts that they were made from, without any model.
 
-An object that a prompt names counts as found when the detector sees, in the picture, an object
-not yet matched that agrees with it in all that the score asks for. Each score is the share of
-named objects that are found; ``scene`` is the share of pictures with all named objects right in
-colour and shape and nothing else beside them.
+The detector sees objects in a picture, the prompt names some, and each score pairs them as well as
+it can: an object seen stands for one named at most. Of the objects named,
+
+    color, shape        are found by their colour, or by their shape, wherever they are
+    color_and_shape     are found by both
+    shape_given_color   found by their colour also have their shape
+    color_at_place      something of their colour is at their place, where a place is told
+    place               are found by colour, shape and place, where a place is told
+    size                found by colour and shape (and place, where it is told) also have their
+                        size, where a size is told
+
+and of the pictures,
+
+    count               hold as many objects as are named
+    scene               hold all named objects in colour and shape, and nothing else
+
+A stricter score is never above a looser one over the same things.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
+import numpy as np
 from PIL import Image
+from scipy.optimize import linear_sum_assignment
 
 from t2i.shapes import SceneObject, detect, parse_caption
+
+NORMAL_QUANTILE = 1.96  # of 95 % intervals
+
+
+@dataclass(frozen=True)
+class Share:
+    """How many of ``num`` are right; of nothing (``num = 0``) there is no share."""
+
+    num_right: int
+    num: int
+
+    @property
+    def value(self) -> float | None:
+        """In [0, 1]; None of nothing."""
+        return self.num_right / self.num if self.num else None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Wilson's 95 % interval, within [0, 1]; None of nothing.
+
+        It takes the trials as independent, which objects of one picture are not quite.
+        """
+        if not self.num:
+            return None
+        share, shrink = self.num_right / self.num, NORMAL_QUANTILE**2 / self.num
+        center = (share + shrink / 2) / (1 + shrink)
+        spread = share * (1 - share) / self.num + shrink / (4 * self.num)
+        half = NORMAL_QUANTILE * math.sqrt(spread) / (1 + shrink)
+        return max(center - half, 0.0), min(center + half, 1.0)
 
 
 @dataclass(frozen=True)
 class ShapesScores:
-    """Shares in [0, 1] over a set of pictures."""
+    """Shares of the objects named or of the pictures, as the module says."""
 
-    color: float
-    shape: float
-    color_and_shape: float
-    place: float
-    scene: float
+    color: Share
+    shape: Share
+    color_and_shape: Share
+    shape_given_color: Share
+    color_at_place: Share
+    place: Share
+    size: Share
+    count: Share
+    scene: Share
     num_objects: int
     num_images: int
 
 
-def score_images(prompts: Sequence[str], images: Sequence[Image.Image]) -> ShapesScores:
-    """Compare pictures with their prompts, pair by pair.
+SCORES = tuple(field.name for field in fields(ShapesScores) if not field.name.startswith("num_"))
+
+
+def score_images(prompts: Sequence[str], images: Iterable[Image.Image]) -> ShapesScores:
+    """Compare pictures with their prompts, pair by pair; ``images`` may be read one by one.
 
     Raises:
         ValueError: a prompt names no object of the Shapes world, or there are no pictures.
     """
-    if not images:
+    if not prompts:
         raise ValueError("there are no pictures to score")
-    found: Counter[str] = Counter()
-    num_objects = num_placed = 0
+    sums: Counter[str] = Counter()
     for prompt, image in zip(prompts, images, strict=True):
         named = parse_caption(prompt)
         if not named:
             raise ValueError(
                 f"the prompt {prompt!r} names no object of the Shapes world, e.g. 'a red circle'"
             )
-        num_objects += len(named)
-        num_placed += sum(1 for item in named if item.place)
-        found.update(_matches(named, detect(image)))
+        sums.update(_counts(named, detect(image)))
+    num_objects, num_images, num_placed = sums["objects"], len(prompts), sums["placed"]
     return ShapesScores(
-        color=found["color"] / num_objects,
-        shape=found["shape"] / num_objects,
-        color_and_shape=found["color_and_shape"] / num_objects,
-        place=found["place"] / max(num_placed, 1),
-        scene=found["scene"] / len(images),
+        color=Share(sums["color"], num_objects),
+        shape=Share(sums["shape"], num_objects),
+        color_and_shape=Share(sums["color_and_shape"], num_objects),
+        # The best pairing by colour and shape always extends to a best one by colour alone.
+        shape_given_color=Share(sums["color_and_shape"], sums["color"]),
+        color_at_place=Share(sums["color_at_place"], num_placed),
+        place=Share(sums["place"], num_placed),
+        size=Share(sums["size"], sums["found_of_size"]),
+        count=Share(sums["count"], num_images),
+        scene=Share(sums["scene"], num_images),
         num_objects=num_objects,
-        num_images=len(images),
+        num_images=num_images,
     )
 
 
-def as_dict(scores: ShapesScores) -> dict[str, float]:
-    """The scores as plain numbers, rounded to four digits."""
-    return {name: round(value, 4) for name, value in asdict(scores).items()}
-
-
-def _matches(named: Sequence[SceneObject], seen: Sequence[SceneObject]) -> Counter[str]:
-    """How many of the named objects are seen, by each notion of agreement."""
-    placed = [item for item in named if item.place]
-    counts = {
-        "color": _num_common([i.color for i in named], [i.color for i in seen]),
-        "shape": _num_common([i.shape for i in named], [i.shape for i in seen]),
-        "color_and_shape": _num_common(
-            [(i.color, i.shape) for i in named], [(i.color, i.shape) for i in seen]
-        ),
-        "place": _num_common(
-            [(i.color, i.shape, i.place) for i in placed],
-            [(i.color, i.shape, i.place) for i in seen],
-        ),
+def as_dict(scores: ShapesScores) -> dict[str, Any]:
+    """For JSON: name -> share (null of nothing), the two counts, and name -> interval."""
+    shares: dict[str, Share] = {name: getattr(scores, name) for name in SCORES}
+    return {
+        **{name: _rounded(share.value) for name, share in shares.items()},
+        "num_objects": scores.num_objects,
+        "num_images": scores.num_images,
+        "intervals": {
+            name: [_rounded(end) for end in share.interval]
+            for name, share in shares.items()
+            if share.interval
+        },
     }
-    counts["scene"] = int(counts["color_and_shape"] == len(named) == len(seen))
-    return Counter(counts)
 
 
-def _num_common(named: Sequence[object], seen: Sequence[object]) -> int:
-    return sum((Counter(named) & Counter(seen)).values())
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
+
+
+def _counts(named: Sequence[SceneObject], seen: Sequence[SceneObject]) -> Counter[str]:
+    """What one picture adds to the numerators and denominators of the scores."""
+    color_NS, shape_NS, place_NS, size_NS = (
+        np.array([[getattr(n, trait) == getattr(s, trait) for s in seen] for n in named], bool)
+        for trait in ("color", "shape", "place", "size")
+    )
+    placed_N1 = np.array([[item.place != ""] for item in named])
+    sized_N1 = np.array([[item.size != ""] for item in named])
+    both_NS = color_NS & shape_NS
+    found_of_size, size = _num_paired(both_NS & (place_NS | ~placed_N1) & sized_N1, size_NS)
+    color_and_shape, _ = _num_paired(both_NS)
+    return Counter(
+        objects=len(named),
+        placed=int(placed_N1.sum()),
+        color=_num_paired(color_NS)[0],
+        shape=_num_paired(shape_NS)[0],
+        color_and_shape=color_and_shape,
+        color_at_place=_num_paired(color_NS & place_NS)[0],
+        place=_num_paired(both_NS & place_NS)[0],
+        found_of_size=found_of_size,
+        size=size,
+        count=int(len(named) == len(seen)),
+        scene=int(color_and_shape == len(named) == len(seen)),
+    )
+
+
+def _num_paired(fits_NS: np.ndarray, better_NS: np.ndarray | None = None) -> tuple[int, int]:
+    """Pair as many of N named with S seen as fit, and of these as many as can be better.
+
+    Returns:
+        Pairs that fit, and those of them that are better, too.
+    """
+    better_NS = fits_NS if better_NS is None else fits_NS & better_NS
+    # One pair more outweighs being better in all others.
+    worth_NS = fits_NS * (len(fits_NS) + 1) + better_NS
+    pairs = linear_sum_assignment(worth_NS, maximize=True)
+    return int(fits_NS[pairs].sum()), int(better_NS[pairs].sum())

@@ -17,6 +17,8 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
+from t2i.sampling.contact_sheet import paste
+
 CONTACT_SHEET = "contact_sheet.png"
 IMAGE_LIST = "images.jsonl"
 CONTACT_SHEET_COLUMNS = 8
@@ -108,13 +110,8 @@ class ImageFolder:
 
     def write_contact_sheet(self, jobs: Sequence[ImageJob]) -> None:
         """Paste the images, all of one size, in order into one picture."""
-        columns = min(CONTACT_SHEET_COLUMNS, len(jobs))
-        with Image.open(self.path / jobs[0].name) as first:
-            width, height = first.size
-        sheet = Image.new("RGB", (columns * width, -(-len(jobs) // columns) * height), "white")
-        for number, job in enumerate(jobs):
-            with Image.open(self.path / job.name) as image:
-                sheet.paste(image, (number % columns * width, number // columns * height))
+        images = [read_image(self.path / job.name) for job in jobs]
+        sheet = paste(images, min(CONTACT_SHEET_COLUMNS, len(images)))
         self._save(sheet, self.path / CONTACT_SHEET, PngInfo())
 
     def _lists(self, jobs: Sequence[ImageJob]) -> bool:
@@ -145,6 +142,31 @@ def read_image_list(folder: Path) -> list[tuple[Path, str]]:
         )
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     return [(folder / line["file"], line["prompt"]) for line in lines]
+
+
+def short_names(folders: Sequence[Path]) -> list[str]:
+    """The folders relative to what they have in common; a single one by its name."""
+    common = os.path.commonpath([folder.absolute().parent for folder in folders])
+    return [str(folder.absolute().relative_to(common)) for folder in folders]
+
+
+def read_image(path: Path) -> Image.Image:
+    """An image of the folder, in RGB.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        ValueError: the file is cut or no picture; names it and the way out.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except FileNotFoundError:
+        raise
+    except (OSError, SyntaxError) as error:  # PIL calls a broken chunk of a PNG a SyntaxError
+        raise ValueError(
+            f"{path}: not a whole picture ({error}); delete it and run the python -m t2i.sample "
+            "that made it again"
+        ) from None
 
 
 def _list_of(jobs: Sequence[ImageJob]) -> str:

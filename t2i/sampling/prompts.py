@@ -7,6 +7,11 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from t2i.config import ASSETS_FOLDER
+
+# Written by launch.nano.prompts.
+BUILTIN_PROMPTS = ASSETS_FOLDER / "nano" / "prompts.txt"
+
 
 def read_classes(text: str) -> list[str]:
     """ "207,360" -> the classes as they stand in metadata, in place of prompts."""
@@ -62,9 +67,15 @@ def _json_prompt(line: str, place: str) -> str:
 
 
 def builtin_prompts(num: int) -> list[str]:
-    """Detailed captions of Shapes scenes, always the same ones."""
-    import numpy as np
+    """The first of the bundled prompts: detailed captions of scenes that the nano models never saw.
 
-    from t2i.shapes import captions, random_scene
-
-    return [captions(random_scene(np.random.default_rng([2, i])))[0] for i in range(num)]
+    Raises:
+        ValueError: there are fewer; names the file.
+    """
+    prompts = read_prompts([], BUILTIN_PROMPTS)
+    if num > len(prompts):
+        raise ValueError(
+            f"t2i.sampling.num_builtin_prompts={num}: {BUILTIN_PROMPTS} has {len(prompts)}; make "
+            "more with python -m launch.nano.prompts and give them with --prompts"
+        )
+    return prompts[:num]

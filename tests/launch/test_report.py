@@ -1,21 +1,28 @@
 """Proves the parts of the report page that compute; the page as a whole is held end to end."""
 
+import base64
+import io
 import json
+import os
+import re
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from launch.report import (
-    guidance_folders,
+    SampledModel,
     loss_curves,
-    sample_grids,
-    score_table,
+    render_page,
+    sample_models,
+    score_rows,
     smoothed,
-    table,
-    timing_table,
+    timings,
 )
+from t2i.evaluation.shapes_eval import SCORES, as_dict, score_images
 from t2i.sampling.image_folder import ImageFolder, plan_images
+from t2i.sampling.prompts import builtin_prompts
+from t2i.shapes import detect, parse_caption
 
 
 def test_smoothing_halves_a_jump_in_its_half_life() -> None:
@@ -24,32 +31,83 @@ def test_smoothing_halves_a_jump_in_its_half_life() -> None:
     assert values[4] == pytest.approx(0.5)
 
 
-def test_tables_escape_what_they_show() -> None:
-    assert "&lt;script&gt;" in table(["a"], [["<script>"]])
+def write_samples(folder: Path, prompts: list[str], scores: dict[str, object]) -> None:
+    jobs = plan_images(prompts, 1, first_seed=0, settings={})
+    for job in jobs:
+        ImageFolder(folder).write(job, Image.new("RGB", (128, 128)))
+    ImageFolder(folder).finish(jobs)
+    (folder / "scores.json").write_text(json.dumps(scores))
 
 
-def test_samples_are_shown_with_their_prompts_unguided_first(tmp_path: Path) -> None:
+def test_samples_stand_beside_the_truth_unguided_first(tmp_path: Path) -> None:
+    prompts = builtin_prompts(3)
     for guidance in ("cfg", "none", "sg"):
-        folder = tmp_path / "nano" / guidance
-        jobs = plan_images(["a red <circle>"], 1, first_seed=0, settings={})
-        ImageFolder(folder).write(jobs[0], Image.new("RGB", (8, 8)))
-        ImageFolder(folder).finish(jobs)
-        (folder / "scores.json").write_text(json.dumps({"color": 0.25}))
-    assert [path.name for path in guidance_folders(tmp_path / "nano")] == ["none", "cfg", "sg"]
-    page = sample_grids(tmp_path)
-    assert page.count("<img") == 3
-    assert "a red &lt;circle&gt;" in page
-    assert score_table(tmp_path).count("0.25") == 3
+        write_samples(tmp_path / "nano" / guidance, prompts, {})
+    (model,) = sample_models(tmp_path, {"nano": "a note", "other": "no such model"})
+    assert (model.name, model.note) == ("nano", "a note")
+    assert model.columns == ["truth", "none", "cfg", "sg"]
+    for (prompt, images), wanted in zip(model.rows, prompts, strict=True):
+        assert prompt == wanted
+        assert detect(picture(images[0])) == parse_caption(prompt)
+        assert [picture(image).getextrema() for image in images[1:]] == [((0, 0),) * 3] * 3
+
+
+def picture(uri: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(uri.removeprefix("data:image/png;base64,"))))
+
+
+def test_scores_end_with_each_ceiling_once(tmp_path: Path) -> None:
+    ceilings = {"rendered": {"color": 1.0}}
+    for model in ("demo", "nano"):
+        for guidance in ("sg", "none"):
+            scores = {"color": 0.25, "ceilings": ceilings}
+            write_samples(tmp_path / model / guidance, builtin_prompts(1), scores)
+    rows = score_rows(tmp_path)
+    assert [name for name, _ in rows] == [
+        *("demo, none", "demo, sg", "nano, none", "nano, sg"),
+        "rendered",
+    ]
+    assert rows[-1][1] == {"color": 1.0}
+
+
+def test_the_page_shows_and_escapes_its_parts(tmp_path: Path) -> None:
+    scores = as_dict(score_images(["a red circle"], [Image.new("RGB", (128, 128))]))
+    page = render_page(
+        title="<script>",
+        funnel=[["download", 5, 4, 0, 1, "dead: <1>"]],
+        caption_examples=[("data:image/png;base64,AAAA", ["a <b>", "c"])],
+        caption_accuracy=[["detailed", "97.0 %"]],
+        num_captioned_objects=12,
+        loss_curves="data:image/png;base64,BBBB",
+        models=[SampledModel("demo", "rough & ready", ["truth"], [("a <circle>", ["data:CCCC"])])],
+        score_names=SCORES,
+        scores=[("demo, none", scores)],
+        timings=[{"step": name, "seconds": 1.25, "command": "run <x>"} for name in "ab"],
+    )
+    assert "<script>" not in page
+    for part in (
+        "&lt;script&gt;",
+        "dead: &lt;1&gt;",
+        "1. a &lt;b&gt;",
+        "of 12",
+        "rough &amp; ready",
+    ):
+        assert part in page
+    for part in ("a &lt;circle&gt;", "BBBB", "data:CCCC", "color at place", "<td>2.5</td>"):
+        assert part in page
+    assert re.search(r"<td>0\.0\s*<small>0-79</small></td>", page)  # colour, of one object
+    assert "<td>-</td>" in page  # size, of no object
 
 
 def test_loss_curves_are_drawn_from_the_metrics(tmp_path: Path) -> None:
     lines = [json.dumps({"step": step, "loss": 1 / (step + 1)}) for step in range(5)]
     (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, json.dumps({"step": 5})]))
-    assert loss_curves([str(tmp_path)]).startswith("<img")
+    assert picture(loss_curves([str(tmp_path)])).width > 800
 
 
-def test_timings_add_up(tmp_path: Path) -> None:
-    for name, seconds in (("one", 1.5), ("two", 2.0)):
-        record = {"step": name, "seconds": seconds, "command": f"run {name}"}
+def test_timings_are_in_the_order_of_the_steps(tmp_path: Path) -> None:
+    for when, name in enumerate(("two", "one")):
+        record = {"step": name, "seconds": 2.0, "command": f"run {name}"}
         (tmp_path / name).write_text(json.dumps(record))
-    assert "<td>3.5</td>" in timing_table(tmp_path)
+        os.utime(tmp_path / name, (when, when))
+    assert [record["step"] for record in timings(tmp_path)] == ["two", "one"]

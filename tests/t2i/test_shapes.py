@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from t2i.shapes import Scene, SceneObject, captions, detect, parse_caption, random_scene, render
+from t2i.shapes import (
+    Scene,
+    SceneObject,
+    captions,
+    detect,
+    parse_caption,
+    parse_scene,
+    random_scene,
+    render,
+)
 
 
 def scene_and_picture(seed: int) -> tuple[Scene, Image.Image]:
@@ -46,6 +55,21 @@ def test_every_caption_level_names_the_objects_in_order() -> None:
         nouns = [(item.color, item.shape) for item in scene.objects]
         for text in (sentence, keywords):
             assert [(item.color, item.shape) for item in parse_caption(text)] == nouns
+
+
+def test_a_detailed_caption_tells_the_whole_scene() -> None:
+    for seed in range(200):
+        scene, _ = scene_and_picture(seed)
+        assert parse_scene(captions(scene)[0]) == scene
+
+
+@pytest.mark.parametrize("change", [("one object", "two objects"), (" plain", ""), (".", "!")])
+def test_a_text_that_tells_less_than_a_scene_is_refused(change: tuple[str, str]) -> None:
+    scene = Scene((SceneObject("circle", "red", "small", "top"),), "plain", "white")
+    detailed, *others = captions(scene)
+    for text in (detailed.replace(*change), f"{detailed} And more.", *others, ""):
+        with pytest.raises(ValueError, match="does not tell a whole scene"):
+            parse_scene(text)
 
 
 def test_levels_get_shorter() -> None:

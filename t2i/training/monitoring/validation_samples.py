@@ -24,12 +24,12 @@ from t2i.models.mask_dit import MaskDiT
 from t2i.models.sit import SiT
 from t2i.models.tr_dit import TRDiT
 from t2i.pipeline import TextToImagePipeline
+from t2i.sampling.contact_sheet import headed, paste
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 CONTACT_SHEET = "contact_sheet.png"
-CAPTION_HEIGHT = 14  # pixels, of one line of PIL's built-in font
 
 
 @dataclass(frozen=True)
@@ -142,27 +142,3 @@ def write_samples(
     shutil.rmtree(folder, ignore_errors=True)  # of a run that went back to an older checkpoint
     aside.rename(folder)
     return folder / CONTACT_SHEET
-
-
-def paste(images: Sequence[Image], columns: int) -> Image:
-    """Images of one size in rows of ``columns``."""
-    from PIL import Image as PIL
-
-    width, height = images[0].size
-    grid = PIL.new("RGB", (columns * width, -(-len(images) // columns) * height), "white")
-    for number, image in enumerate(images):
-        grid.paste(image, (number % columns * width, number // columns * height))
-    return grid
-
-
-def headed(grid: Image, names: Sequence[str]) -> Image:
-    """A grid with a line above it that names its columns."""
-    from PIL import Image as PIL
-    from PIL import ImageDraw
-
-    sheet = PIL.new("RGB", (grid.width, grid.height + CAPTION_HEIGHT), "white")
-    sheet.paste(grid, (0, CAPTION_HEIGHT))
-    for number, name in enumerate(names):
-        place = (number * grid.width // len(names) + 2, 1)
-        ImageDraw.Draw(sheet).text(place, name, fill="black")
-    return sheet

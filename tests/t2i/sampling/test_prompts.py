@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from t2i.sampling.prompts import builtin_prompts, read_prompts
-from t2i.shapes import parse_caption
+from t2i.shapes import parse_scene
 
 
 def test_prompts_come_from_arguments_and_files(tmp_path: Path) -> None:
@@ -41,10 +41,12 @@ def test_public_prompt_sets_are_read_whole(name: str, count: int) -> None:
     assert len(set(read_prompts([], path))) == count
 
 
-def test_builtin_prompts_are_shapes_prompts() -> None:
-    prompts = builtin_prompts(20)
-    assert len(set(prompts)) == 20
-    assert all(parse_caption(prompt) for prompt in prompts)
+def test_builtin_prompts_tell_whole_scenes() -> None:
+    prompts = builtin_prompts(512)
+    assert len({parse_scene(prompt) for prompt in prompts}) == 512
+    assert builtin_prompts(16) == prompts[:16]
+    with pytest.raises(ValueError, match=r"num_builtin_prompts=513: .*prompts\.txt has 512"):
+        builtin_prompts(513)
 
 
 @pytest.mark.parametrize("line", ['{"prompt": null}', '{"prompt": ["x"]}', '{"prompt": 3}'])
