@@ -129,7 +129,7 @@ class TextToImagePipeline(ImagePipeline):
         """Make images.
 
         Args:
-            prompt: one or several.
+            prompt: one or several; what is longer than the text encoder reads is cut, with a warning.
             num_inference_steps: steps of the solver.
             guidance: a name (`t2i.guidance.methods.METHODS`) or a Guidance.
             guidance_scale, gamma_strong, gamma_weak: settings of a guidance given by name, as
@@ -191,6 +191,7 @@ class TextToImagePipeline(ImagePipeline):
         random_prompts: Sequence[str],
     ) -> dict[Condition, Given]:
         """The conditions that a method asks for; each distinct caption is encoded once."""
+        self.text_encoder.warn_of_cut(prompts)
         rows_B = torch.arange(len(prompts)).repeat_interleave(num_images_per_prompt)
         captions: dict[Condition, tuple[Sequence[str], Tensor]] = {
             "text": (prompts, rows_B),

@@ -346,6 +346,8 @@ def make_images(
     from t2i.pipeline import TextToImagePipeline
 
     sampling, guidance = config.sampling, config.guidance.build()
+    if isinstance(pipeline, TextToImagePipeline):  # of all prompts before those of a batch
+        pipeline.text_encoder.warn_of_cut(list(dict.fromkeys(job.prompt for job in jobs)))
     height, width = sampling.size or (None, None)
     batches = [
         jobs[start : start + sampling.batch_size]

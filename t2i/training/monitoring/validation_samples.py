@@ -79,9 +79,9 @@ def draw_samples(
     dist.gather_object(own, gathered, dst=0)
     if gathered is None:
         return {}
-    for error in gathered:
-        if isinstance(error, NotFiniteError):
-            raise error
+    for share in gathered:
+        if isinstance(share, NotFiniteError):
+            raise share
     shares: list[dict[str, list[Image]]] = gathered
     return {
         name: [
