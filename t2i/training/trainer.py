@@ -157,14 +157,13 @@ class Trainer:
             self.run.name,
             yaml.safe_load(self.run.settings) or {},
         )
-        millions = sum(p.numel() for p in self.engine.parameters.values()) / 1e6
         logger.info(
-            "%s: %s step %d of %d; %.1fM parameters, ZeRO %d, %s, %d process(es) x %d x %d samples",
+            "%s: %s step %d of %d; %s parameters, ZeRO %d, %s, %d process(es) x %d x %d samples",
             self.run.name,
             "going on from" if self.step else "starting at",
             self.step,
             self.config.steps,
-            millions,
+            f"{self.engine.num_parameters:,}",
             self.config.zero_stage,
             self.config.precision,
             self.world_size,

@@ -97,6 +97,19 @@ def test_a_row_of_skipped_steps_goes_on_after_a_restart(
     assert [json.loads(line)["step"] for line in skipped] == [0, 1, 2]
 
 
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
+def test_the_parameters_are_counted_at_every_zero_stage(
+    zero_stage: int, tmp_path: Path, process_group: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = runpy.run_path(str(TINY_RUN))
+    run = tiny["make_run"](tmp_path, 1, 0, zero_stage, "fp32")
+    number = sum(parameter.numel() for parameter in run.backbone.model.parameters())
+    lines: list[str] = []
+    monkeypatch.setattr(trainer.logger, "info", lambda text, *parts: lines.append(text % parts))
+    assert trainer.train(run)
+    assert f"; {number:,} parameters, ZeRO {zero_stage}" in lines[0]
+
+
 def test_metrics_say_how_the_run_is_doing(tmp_path: Path, process_group: None) -> None:
     train_here(tmp_path / "seen", steps=2)
     lines = (tmp_path / "seen" / "metrics.jsonl").read_text().splitlines()
