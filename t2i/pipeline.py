@@ -134,7 +134,7 @@ class TextToImagePipeline(ImagePipeline):
             guidance: a name (`t2i.guidance.methods.METHODS`) or a Guidance.
             guidance_scale, gamma_strong, gamma_weak: settings of a guidance given by name, as
                 numbers or schedules; None = the method's default. Scale 1 is no guidance.
-            seeds: one per image; equal seeds give equal images, whatever the batch.
+            seeds: one per image; equal seeds give equal images, in another batch up to rounding.
             generator: draws the seeds when they are not given (None: torch's global one); a list
                 has one for each image.
             height, width: in pixels; None = the size that the pipeline is made for.
