@@ -61,7 +61,7 @@ class TextEncoder:
         self.whitening = whitening
         self.width: int = language_model.config.hidden_size
         self.prefix_ids = encode_text(tokenizer, config.prefix)
-        self.has_warned = False
+        self._has_warned = False
 
     # Not inference_mode: layers that are trained on the states keep them for their backward pass.
     @torch.no_grad()
@@ -123,12 +123,12 @@ class TextEncoder:
 
     def warn_of_cut(self, prompts: Sequence[str]) -> None:
         """Log how many of some prompts are cut and by how much; once, at the first that are."""
-        if self.has_warned:
+        if self._has_warned:
             return
         limit = self.config.max_tokens
         cut = [length for prompt in prompts if (length := len(self.whole_ids(prompt))) > limit]
         if cut:
-            self.has_warned = True
+            self._has_warned = True
             LOG.warning(
                 "%d of %d prompts are longer than the %d tokens that the text encoder reads, the "
                 "longest by %d: their ends are cut off. Shorten them; or, if the model was trained "
