@@ -105,14 +105,14 @@ def make_jobs(config: Config, plan: PlanConfig, num_gpus: int) -> list[Job]:
         raise ConfigError(f"--gpus {num_gpus}: at least one GPU is needed")
     resolutions = plan.resolutions or (config.latents.resolution,) * len(plan.stages)
     model = config.chosen_model
-    text_tokens = config.text.max_tokens if config.launch.model == "tr_dit" else 0
+    max_text_tokens = config.text.max_tokens if config.launch.model == "tr_dit" else 0
     jobs = []
     for number, resolution in zip(plan.stages, resolutions, strict=True):
         stage, key = config.launch.stage(number), f"launch.train.stage{number}"
         training = stage_section(config.training, stage.training, f"{key}.training")
         check_fits(config, training, stage_section(config.loader, stage.loader, f"{key}.loader"))
         name = f"stage {number}"
-        jobs.append(make_job(name, model, training, plan, num_gpus, resolution, text_tokens))
+        jobs.append(make_job(name, model, training, plan, num_gpus, resolution, max_text_tokens))
     return jobs
 
 
@@ -226,6 +226,8 @@ def describe_assumptions(jobs: Sequence[Job]) -> list[str]:
         lines += [
             f"  frozen text encoder of {plan.text_encoder_parameters / 1e9:g} B parameters on each "
             f"GPU, run on {plan.prefix_tokens} tokens + the caption's",
+            f"  captions of {job.text_tokens} tokens, padding included; memory suffices for "
+            f"{job.max_text_tokens}",
             f"  a picture has {plan.image_bytes:,} bytes, its four captions {plan.captions_bytes:,}",
         ]
     else:

@@ -38,6 +38,13 @@ class PlanConfig(Section):
     text_encoder_parameters: float = Field(1.54e9, ge=0)
     text_encoder_embeddings: float = Field(0.23e9, ge=0, description="that multiply nothing")
     prefix_tokens: int = Field(32, ge=0, description="that it reads before a caption")
+    text_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="of a caption, padding included, on which times are planned: a micro-batch is "
+        "as long as its longest caption; null = t2i.encoders.text.max_tokens, on which memory is "
+        "planned in any case",
+    )
 
     # The data.
     stages: tuple[Literal[1, 2], ...] = Field(

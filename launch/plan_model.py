@@ -41,7 +41,8 @@ class Job:
         name: of the stage.
         training: its settings.
         resolution: side of its images in pixels.
-        text_tokens: of a caption, padding included; 0 for models of classes.
+        text_tokens: of a caption, padding included, on average; 0 for models of classes.
+        max_text_tokens: of the longest one, for which memory must suffice.
         micro_batch: the config's, or its largest divisor that fits the number of GPUs.
     """
 
@@ -52,6 +53,7 @@ class Job:
     num_gpus: int
     resolution: int
     text_tokens: int
+    max_text_tokens: int
     micro_batch: int
 
     @property
@@ -89,12 +91,13 @@ def make_job(
     plan: PlanConfig,
     num_gpus: int,
     resolution: int,
-    text_tokens: int,
+    max_text_tokens: int,
 ) -> Job:
     """See `Job`.
 
     Raises:
-        ConfigError: a global batch or a resolution that does not divide.
+        ConfigError: a global batch or a resolution that does not divide; launch.plan.text_tokens
+            beyond the longest caption.
     """
     if num_gpus > training.global_batch or training.global_batch % num_gpus:
         raise ConfigError(
@@ -104,8 +107,28 @@ def make_job(
     pixels = LATENT_DOWNSAMPLE * model.patch_size
     if resolution % pixels:
         raise ConfigError(f"{name}: resolution {resolution} must be a multiple of {pixels}")
+    text_tokens = max_text_tokens if plan.text_tokens is None else plan.text_tokens
+    if text_tokens > max_text_tokens:
+        raise ConfigError(
+            f"launch.plan.text_tokens {text_tokens} is more than the {max_text_tokens} tokens that "
+            + (
+                "t2i.encoders.text.max_tokens lets a caption have; lower the one or raise the other"
+                if max_text_tokens
+                else "a model of classes reads; leave it out"
+            )
+        )
     micro_batch = training.fitted(num_gpus).micro_batch
-    return Job(name, model, training, plan, num_gpus, resolution, text_tokens, micro_batch)
+    return Job(
+        name,
+        model,
+        training,
+        plan,
+        num_gpus,
+        resolution,
+        text_tokens,
+        max_text_tokens,
+        micro_batch,
+    )
 
 
 def _takes(training: TrainingConfig, zero_stage: ZeroStage) -> bool:
@@ -145,7 +168,7 @@ def memory(job: Job, zero_stage: ZeroStage, gradient_checkpointing: bool) -> Mem
     states = state_bytes(sizes, zero_stage, precision, job.num_gpus, num_averages)
     kernels = Kernels.of(precision, on_gpu=True)
     saved = activations(
-        model, job.micro_batch, job.num_tokens, job.text_tokens, job.training.gamma, kernels
+        model, job.micro_batch, job.num_tokens, job.max_text_tokens, job.training.gamma, kernels
     )
     peak = round(saved.peak * (1 + plan.allocator_share))
     encoder = round(plan.text_encoder_parameters * kernels.element) if job.has_text else 0

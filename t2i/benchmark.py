@@ -57,7 +57,8 @@ class Config(Section):
         """Refuse what cannot be measured.
 
         Raises:
-            ConfigError: another model than TR-DiT, or a size that is not one of whole patches.
+            ConfigError: another model than TR-DiT, a size that is not one of whole patches, or
+                longer captions than the text encoder reads.
         """
         if self.launch.model != "tr_dit":
             raise ConfigError(
@@ -69,6 +70,12 @@ class Config(Section):
             raise ConfigError(
                 f"t2i.benchmark.size {list(self.benchmark.size)}: both sides must be multiples "
                 f"of {multiple}"
+            )
+        if self.benchmark.text_tokens > self.text.max_tokens:
+            raise ConfigError(
+                f"t2i.benchmark.text_tokens {self.benchmark.text_tokens} is more than "
+                f"t2i.encoders.text.max_tokens {self.text.max_tokens}: no caption is as long; lower "
+                "the one or raise the other"
             )
 
 
@@ -162,7 +169,7 @@ def describe_batch(config: Config) -> str:
     settings, training = config.benchmark, config.training
     text = f"{settings.text_tokens} text tokens, random states"
     if settings.encode_text:
-        text = f"{config.text.max_tokens} text tokens, encoded in each step"
+        text = f"{settings.text_tokens} text tokens, encoded in each step"
     memory = ", gradient checkpointing" if config.model.gradient_checkpointing else ""
     compiled = ", compiled blocks" if settings.compile else ""
     return (

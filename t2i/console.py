@@ -7,10 +7,11 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 SECONDS_BETWEEN_PLAIN_LINES = 10.0
 
@@ -35,71 +36,79 @@ def _short_name(record: logging.LogRecord) -> bool:
     return True
 
 
-class Progress:
-    """Counts done units; on a terminal a bar, elsewhere a plain line every ten seconds.
+class Progress(tqdm):
+    """tqdm's bar with named values beside it and the seconds that remain; made by `progress`."""
 
-    Use through `progress`. ``fields`` of `update` are shown beside the rate (loss, failures ...).
-    """
+    monitor_interval = 0  # no thread: a process that starts others had better not have any
 
-    def __init__(self, description: str, total: int | None, unit: str, initial: int) -> None:
-        self.description, self.total, self.unit = description, total, unit
-        self.initial = self.done = initial
+    def __init__(self, **settings: Any) -> None:
+        """``settings``: tqdm's."""
+        super().__init__(**settings)
         self.fields: dict[str, Any] = {}
-        self.started = time.monotonic()
-        self.shown_at = self.started
-        self.on_terminal = sys.stderr.isatty()
 
     @property
     def rate(self) -> float:
         """Units per second since the start."""
-        return (self.done - self.initial) / max(time.monotonic() - self.started, 1e-9)
+        return (self.n - self.initial) / max(self.format_dict["elapsed"], 1e-9)
 
     @property
     def remaining_seconds(self) -> float | None:
         """Until all units are done at this rate; None = not known."""
-        if self.total is None or self.done == self.initial:
+        if self.total is None or self.n == self.initial:
             return None
-        return (self.total - self.done) / self.rate
+        return (self.total - self.n) / self.rate
 
     def update(self, num: int = 1, fields: Mapping[str, Any] | None = None) -> None:
-        """Count ``num`` more units done and show ``fields`` from now on."""
-        self.done += num
-        self.fields.update(fields or {})
-        interval = 0.1 if self.on_terminal else SECONDS_BETWEEN_PLAIN_LINES
-        if time.monotonic() - self.shown_at >= interval:
-            self.show()
+        """Count ``num`` more units done and show ``fields`` (loss, failures ...) from now on."""
+        self.fields |= fields or {}
+        shown = ", ".join(f"{key} {_format(value)}" for key, value in self.fields.items())
+        self.set_postfix_str(shown, refresh=False)
+        super().update(num)
 
-    def show(self, last: bool = False) -> None:
-        """Print the state now."""
-        self.shown_at = time.monotonic()
-        elapsed = self.shown_at - self.started
-        remaining = self.remaining_seconds
-        parts = [f"{self.description}: {self.done}"]
+
+class PlainProgress(Progress):
+    """A line now and then, for files and pipes: nothing goes back on what is written."""
+
+    def __str__(self) -> str:
+        elapsed = self.format_dict["elapsed"]
+        if elapsed == 0:  # tqdm's first look, before anything is done
+            return ""
+        count = f"{self.desc}: {self.n}"
         if self.total is not None:
-            parts[0] += f"/{self.total} ({100 * self.done / max(self.total, 1):.0f} %)"
-        parts.append(f"{self.rate:.3g} {self.unit}/s")
-        if last:
+            count += f"/{self.total} ({100 * self.n / max(self.total, 1):.0f} %)"
+        parts = [count, f"{self.rate:.3g} {self.unit}/s"]
+        if self.disable:  # closed: the last line
             parts.append(f"in {format_seconds(elapsed)}")
-        elif remaining is not None:
-            parts.append(f"ETA {format_seconds(remaining)}")
-        parts += [f"{key} {_format(value)}" for key, value in self.fields.items()]
-        line = ", ".join(parts)
-        if self.on_terminal:
-            print(f"\r\x1b[K{line}", end="\n" if last else "", file=sys.stderr, flush=True)
-        else:
-            print(line, file=sys.stderr, flush=True)
+        elif self.remaining_seconds is not None:
+            parts.append(f"ETA {format_seconds(self.remaining_seconds)}")
+        return ", ".join([*parts, *([self.postfix] if self.postfix else [])])
 
 
-@contextmanager
-def progress(
-    description: str, total: int | None, unit: str, initial: int = 0
-) -> Iterator[Progress]:
-    """Show the progress of a loop: count, percentage, rate, ETA, and at the end the time taken."""
-    bar = Progress(description, total, unit, initial)
-    try:
-        yield bar
-    finally:
-        bar.show(last=True)
+class _Lines:
+    """What tqdm writes to, where nobody watches: stderr, without its control characters."""
+
+    def write(self, text: str) -> None:
+        if line := text.strip():
+            print(line, file=sys.stderr)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
+def progress(description: str, total: int | None, unit: str, initial: int = 0) -> Progress:
+    """Show the progress of a loop, as a context: a bar on a terminal, elsewhere lines.
+
+    Both have count, percentage, rate, ETA, and at the end the time taken; there is a plain line
+    every ten seconds. ``initial`` units were done before.
+    """
+    # smoothing 0: rate and ETA are those since the start; miniters 0: time alone says when to show
+    settings: dict[str, Any] = {"desc": description, "total": total, "initial": initial}
+    settings |= {"smoothing": 0, "miniters": 0}
+    # some containers' terminals say that they have no columns, and tqdm would fill as many
+    if sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0:
+        return Progress(**settings, unit=f" {unit}", dynamic_ncols=True)
+    every = SECONDS_BETWEEN_PLAIN_LINES
+    return PlainProgress(**settings, unit=unit, file=_Lines(), mininterval=every, position=0)
 
 
 def format_seconds(seconds: float) -> str:

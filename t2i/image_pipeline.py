@@ -28,6 +28,12 @@ StepCallback = Callable[[Any, int, float, dict[str, Tensor]], Mapping[str, Any] 
 # one that draws all seeds, or one per image
 Generators = torch.Generator | Sequence[torch.Generator]
 OutputType = Literal["pil", "np", "pt", "latent"]
+# Out of an overflow; float32 does not overflow by itself.
+TRANSFORMER_WAY_OUT = "try --dtype bfloat16 or float32 (from_pretrained's dtype)"
+VAE_WAY_OUT = (
+    "try float32: t2i.encoders.vae.dtype, or vae.dtype in the pipeline folder's model_index.json"
+)
+FLOAT32_WAY_OUT = "its weights are damaged or have diverged, or the guidance scale is far too large"
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,10 @@ class PipelineOutput:
 
     images: list[Image] | numpy.ndarray | Tensor
     seeds: tuple[int, ...]
+
+
+class NotFiniteError(ValueError):
+    """Images that are NaN or infinite: an overflow, or damaged weights."""
 
 
 class ImagePipeline:
@@ -73,7 +83,11 @@ class ImagePipeline:
         routing_draw: RoutingDraw,
         model_scale: float | None,
     ) -> PipelineOutput:
-        """Images of conditions; arguments as in the pipelines' `__call__` and `sample_latents`."""
+        """Images of conditions; arguments as in the pipelines' `__call__` and `sample_latents`.
+
+        Raises:
+            NotFiniteError: latents or images are NaN or infinite; names the seeds and the dtype.
+        """
 
         def on_step(step: int, timestep: float, x_BCHW: Tensor) -> Tensor:
             if callback is None:
@@ -94,7 +108,8 @@ class ImagePipeline:
             bernoulli=routing_draw == "bernoulli",
             model_scale=model_scale,
         )
-        images = latents if output_type == "latent" else self.decode(latents, output_type)
+        refuse_not_finite(latents, seeds, "the transformer", self.dtype, TRANSFORMER_WAY_OUT)
+        images = latents if output_type == "latent" else self.decode(latents, output_type, seeds)
         return PipelineOutput(images, tuple(seeds))
 
     def compile_blocks(self, backend: str = "inductor") -> None:
@@ -107,9 +122,14 @@ class ImagePipeline:
             if network is not None:
                 network.compile_blocks(backend)
 
-    def decode(self, latents: Tensor, output_type: OutputType) -> Any:
-        """Normalised latents (B, C, h, w) to images; "pil", "np", "pt" as in `__call__`."""
+    def decode(self, latents: Tensor, output_type: OutputType, seeds: Sequence[int]) -> Any:
+        """Normalised latents (B, C, h, w) to images; "pil", "np", "pt" as in `__call__`.
+
+        Raises:
+            NotFiniteError: the images of some of the seeds are NaN or infinite.
+        """
         images_B3HW = (self.vae.decode(latents) + 1) / 2
+        refuse_not_finite(images_B3HW, seeds, "the VAE", self.vae.model.dtype, VAE_WAY_OUT)
         if output_type == "pt":
             return images_B3HW
         images_BHW3 = images_B3HW.permute(0, 2, 3, 1).cpu()
@@ -151,6 +171,35 @@ class ImagePipeline:
     def device(self) -> torch.device:
         """Where the transformer is."""
         return next(self.transformer.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the transformer's weights."""
+        return next(self.transformer.parameters()).dtype
+
+
+def refuse_not_finite(
+    values_B: Tensor, seeds: Sequence[int], maker: str, dtype: torch.dtype, way_out: str
+) -> None:
+    """Refuse what would become a black picture that looks like a result.
+
+    Args:
+        values_B: (B, ...) latents or images, one for each of ``seeds``.
+        maker, dtype: what computed them, and in which numbers.
+        way_out: where shorter numbers than float32 have overflowed.
+
+    Raises:
+        NotFiniteError: names the seeds whose values are NaN or infinite.
+    """
+    is_bad_B = ~values_B.isfinite().flatten(1).all(dim=1)
+    bad = [seed for seed, is_bad in zip(seeds, is_bad_B.tolist(), strict=True) if is_bad]
+    if bad:
+        shown = ", ".join(map(str, bad[:8])) + (" ..." if len(bad) > 8 else "")
+        raise NotFiniteError(
+            f"{len(bad)} of {len(seeds)} images (seed {shown}) are NaN or infinite: {maker} computes "
+            f"in {str(dtype).removeprefix('torch.')}; "
+            + (FLOAT32_WAY_OUT if dtype == torch.float32 else way_out)
+        )
 
 
 def check_arguments(

@@ -129,12 +129,12 @@ class TextToImagePipeline(ImagePipeline):
         """Make images.
 
         Args:
-            prompt: one or several.
+            prompt: one or several; what is longer than the text encoder reads is cut, with a warning.
             num_inference_steps: steps of the solver.
             guidance: a name (`t2i.guidance.methods.METHODS`) or a Guidance.
             guidance_scale, gamma_strong, gamma_weak: settings of a guidance given by name, as
                 numbers or schedules; None = the method's default. Scale 1 is no guidance.
-            seeds: one per image; equal seeds give equal images, whatever the batch.
+            seeds: one per image; equal seeds give equal images, in another batch up to rounding.
             generator: draws the seeds when they are not given (None: torch's global one); a list
                 has one for each image.
             height, width: in pixels; None = the size that the pipeline is made for.
@@ -191,6 +191,7 @@ class TextToImagePipeline(ImagePipeline):
         random_prompts: Sequence[str],
     ) -> dict[Condition, Given]:
         """The conditions that a method asks for; each distinct caption is encoded once."""
+        self.text_encoder.warn_of_cut(prompts)
         rows_B = torch.arange(len(prompts)).repeat_interleave(num_images_per_prompt)
         captions: dict[Condition, tuple[Sequence[str], Tensor]] = {
             "text": (prompts, rows_B),

@@ -9,8 +9,8 @@
         --set t2i.encoders.vae.path=stabilityai/sd-vae-ft-ema
 
 Each PNG carries its prompt or class, seed, guidance and the networks' hashes in its metadata. Run
-again, the command makes only the images that are missing or were made with other settings. Without
-prompts it takes built-in ones of the Shapes world. images.jsonl lists the images of the last
+again, the command makes only the images that are missing, damaged or made with other settings.
+Without prompts it takes built-in ones of the Shapes world. images.jsonl lists the images of the last
 finished call, which `t2i.evaluate` reads; others may lie beside them. contact_sheet.png shows the
 first 64. Under `accelerate launch` the images are shared out among the processes.
 """
@@ -160,17 +160,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = settings_of(config, is_class_model)
     jobs = plan_images(prompts, sampling.images_per_prompt, sampling.seed, settings)
     folder = ImageFolder(args.folder or Path(sampling.output) / guidance.name)
-    missing = len(folder.missing(jobs))
+    missing = {job.name for job in folder.missing(jobs)}
     LOG.info(
         "%s, %s steps, %s -> %s: %d images, %d of them done before",
         *(guidance, sampling.steps, sampling.checkpoint, folder.path),
-        *(len(jobs), len(jobs) - missing),
+        *(len(jobs), len(jobs) - len(missing)),
     )
     # Dealt out by number, not by what is missing, which the processes see at different moments.
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if rank == 0:
         folder.begin(jobs)
-    own = folder.missing(jobs[rank::world_size])
+    own = [job for job in jobs[rank::world_size] if job.name in missing]
     if own:
         pipeline = load_pipeline(config, is_class_model)
         if sampling.compile:
@@ -346,6 +346,8 @@ def make_images(
     from t2i.pipeline import TextToImagePipeline
 
     sampling, guidance = config.sampling, config.guidance.build()
+    if isinstance(pipeline, TextToImagePipeline):  # of all prompts before those of a batch
+        pipeline.text_encoder.warn_of_cut(list(dict.fromkeys(job.prompt for job in jobs)))
     height, width = sampling.size or (None, None)
     batches = [
         jobs[start : start + sampling.batch_size]

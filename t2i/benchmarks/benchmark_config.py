@@ -20,7 +20,7 @@ class BenchmarkConfig(Section):
 
     name: str = Field("nano", description="of the model, in file names and tables")
     size: tuple[int, int] = Field((128, 128), description="height and width in pixels")
-    text_tokens: int = Field(32, ge=1, description="of each caption")
+    text_tokens: int = Field(32, ge=1, description="of each caption, padding included")
     warmup: int = Field(2, ge=0, description="runs of each row before the clock starts")
     repeats: int = Field(7, ge=1, description="timed runs of each row, rows in turn")
     compile: bool = Field(False, description="torch.compile of each block")
@@ -61,8 +61,8 @@ class BenchmarkConfig(Section):
     accumulation: int = Field(1, ge=1, description="micro-batches of a training step")
     encode_text: bool = Field(
         False,
-        description="`train`: run the frozen text encoder in each step, on captions of its "
-        "max_tokens, instead of random states",
+        description="`train`: run the frozen text encoder in each step, on captions of as many "
+        "tokens, instead of random states",
     )
 
     @model_validator(mode="after")

@@ -125,6 +125,7 @@ def make_encode(
     """The frozen encoder, or a function that gives random states at once."""
     dtype = torch.bfloat16 if training.precision == "bf16" else torch.float32
     if settings.encode_text:
+        text = text.model_copy(update={"max_tokens": settings.text_tokens})  # cuts longer captions
         return load_text_encoder(text, device, dtype).encode
     shape = training.micro_batch, settings.text_tokens
     mask = torch.ones(shape, dtype=torch.bool, device=device)

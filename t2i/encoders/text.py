@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from t2i.console import get_logger
 from t2i.encoders.internvl import encode_text, refuse_missing_folder
 from t2i.encoders.text_config import TextEncoderConfig
 from t2i.encoders.text_whitening import TextWhitening, load_whitening
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+LOG = get_logger("text")
 
 
 @dataclass(frozen=True)
@@ -30,10 +33,12 @@ class TextStates:
         states: (B, L, D) in the encoder's dtype, float32 when whitened; L is a multiple of the bucket. What stands in
             padded positions means nothing.
         mask: (B, L) bool, true for a caption's tokens; at least one in each row.
+        num_cut: how many of the captions were longer than the encoder reads.
     """
 
     states: Tensor
     mask: Tensor
+    num_cut: int = 0
 
 
 class TextEncoder:
@@ -56,6 +61,7 @@ class TextEncoder:
         self.whitening = whitening
         self.width: int = language_model.config.hidden_size
         self.prefix_ids = encode_text(tokenizer, config.prefix)
+        self._has_warned = False
 
     # Not inference_mode: layers that are trained on the states keep them for their backward pass.
     @torch.no_grad()
@@ -65,7 +71,8 @@ class TextEncoder:
         Captions of one padded length run together: few are long, and all of them padded to the
         longest would cost half as much again.
         """
-        texts = [self.caption_ids(caption) for caption in captions]
+        whole = [self.whole_ids(caption) for caption in captions]
+        texts = [self._cut(ids) for ids in whole]
         rows_by_length: dict[int, list[int]] = {}
         for row, ids in enumerate(texts):
             rows_by_length.setdefault(self._padded(len(ids)), []).append(row)
@@ -80,7 +87,8 @@ class TextEncoder:
             states[at, :length] = own_states
             mask[at, :length] = own_mask
         assert states is not None
-        return TextStates(states, mask)
+        num_cut = sum(len(ids) > self.config.max_tokens for ids in whole)
+        return TextStates(states, mask, num_cut)
 
     def _encode_padded(self, texts: Sequence[Sequence[int]], length: int) -> tuple[Tensor, Tensor]:
         """States (B, length, D) and mask of captions' token ids, behind the prefix."""
@@ -103,12 +111,36 @@ class TextEncoder:
         """The next multiple of the bucket."""
         return -(-num_tokens // self.config.bucket) * self.config.bucket
 
-    def caption_ids(self, caption: str) -> list[int]:
-        """Token ids of a caption, cut to ``max_tokens`` with the end token."""
+    def whole_ids(self, caption: str) -> list[int]:
+        """Token ids of a caption of any length, with the end token."""
         # A space parts the caption from the prefix.
         separated = f" {caption}" if caption and self.prefix_ids else caption
-        ids = encode_text(self.tokenizer, separated)
-        return [*ids[: self.config.max_tokens - 1], self.tokenizer.eos_token_id]
+        return [*encode_text(self.tokenizer, separated), self.tokenizer.eos_token_id]
+
+    def caption_ids(self, caption: str) -> list[int]:
+        """Token ids of a caption, cut to ``max_tokens`` with the end token."""
+        return self._cut(self.whole_ids(caption))
+
+    def warn_of_cut(self, prompts: Sequence[str]) -> None:
+        """Log how many of some prompts are cut and by how much; once, at the first that are."""
+        if self._has_warned:
+            return
+        limit = self.config.max_tokens
+        cut = [length for prompt in prompts if (length := len(self.whole_ids(prompt))) > limit]
+        if cut:
+            self._has_warned = True
+            LOG.warning(
+                "%d of %d prompts are longer than the %d tokens that the text encoder reads, the "
+                "longest by %d: their ends are cut off. Shorten them; or, if the model was trained "
+                "on captions as long, raise t2i.encoders.text.max_tokens (text_encoder.max_tokens "
+                "in a pipeline folder's model_index.json)",
+                *(len(cut), len(prompts), limit, max(cut) - limit),
+            )
+
+    def _cut(self, ids: list[int]) -> list[int]:
+        """At most ``max_tokens`` of a caption's ids; the last one stays."""
+        limit = self.config.max_tokens
+        return ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]]
 
 
 def load_text_encoder(

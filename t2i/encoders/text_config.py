@@ -16,7 +16,8 @@ PROMPT_PREFIX = (
 class TextEncoderConfig(Section):
     """Which InternVL's language model encodes captions, and how.
 
-    ``max_tokens`` bounds a caption's states, the end token included; the rest is cut off.
+    ``max_tokens`` bounds a caption's states, the end token included; the rest is cut off, with a
+    warning. A batch is as long as its longest caption, so a high bound costs nothing by itself.
     """
 
     path: str = str(ASSETS_FOLDER / "nano" / "text_encoder")

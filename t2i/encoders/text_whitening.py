@@ -30,6 +30,7 @@ FILE_NAME = "text_whitening.safetensors"
 BATCH = 64
 # Directions much weaker than this share of the mean variance are mostly rounding: not blown up.
 VARIANCE_FLOOR = 1e-3
+MAX_TOKENS = 512  # of a caption: as long as captioners write them
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     captions = [line.strip() for line in args.captions.read_text().splitlines() if line.strip()]
     encoder = load_text_encoder(
-        TextEncoderConfig.model_validate({"path": str(args.path)}), args.device
+        TextEncoderConfig.model_validate({"path": str(args.path), "max_tokens": MAX_TOKENS}),
+        args.device,
     )
     measure_whitening(encoder, captions).save(args.path)
     LOG.info("%d captions -> %s", len(captions), args.path / FILE_NAME)

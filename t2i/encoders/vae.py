@@ -45,9 +45,13 @@ class VAE:
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
-        """Decode normalised ``latents`` (B, C, h, w) to float32 images (B, 3, 8h, 8w) in [-1, 1]."""
+        """Decode normalised ``latents`` (B, C, h, w) to float32 images (B, 3, 8h, 8w) in [-1, 1].
+
+        What overflowed is NaN, infinite values too, which clamping would make black or white.
+        """
         raw = latents.to(self.model.device).float() / self.scaling_factor + self.shift_factor
-        return self.model.decode(raw.to(self.model.dtype)).sample.float().clamp(-1, 1)
+        images = self.model.decode(raw.to(self.model.dtype)).sample.float()
+        return images.where(images.isfinite(), torch.nan).clamp(-1, 1)
 
 
 def load_vae(config: VAEConfig, device: str | torch.device = "cpu") -> VAE:

@@ -4,7 +4,8 @@
     python -m t2i.models.convert DiT-XL-2-256x256.pt outputs/dit_xl_2 --size DiT-XL/2
     python -m t2i.models.convert last.pt outputs/sit_b_2 --size SiT-B/2 --reverse-time
 
-The folder holds config.json and safetensors; `t2i.models.sit.load_sit` reads it.
+The folder holds config.json and safetensors; `t2i.models.sit.load_sit` reads it. Names may have been
+wrapped (module., _orig_mod., ema.); of a training checkpoint its EMA is taken.
 
 Time: the published SiT has t = 1 for data and predicts data - noise, as this system does, and is
 taken as it is. Other SiT trainers (REPA, TREAD, Model-guidance) have t = 1 for noise and predict
@@ -15,7 +16,7 @@ own 1000-step diffusion and stays so (prediction "epsilon" in config.json).
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,8 @@ PUBLIC_NAMES = {
     "time.out.": "t_embedder.mlp.2.",
     "label.": "y_embedder.embedding_table.",
 }
+# parts of names by DistributedDataParallel, torch.compile, FSDP and checkpointing; they name no weight
+WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 POSITIONS = "pos_embed"
 POSITION_TOLERANCE = 1e-4  # beside the rounding of the file's dtype
 
@@ -147,7 +150,7 @@ def check_positions(positions_1TD: Tensor, source: str) -> None:
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """The state dict of a .safetensors or .pt file; of a training checkpoint, its EMA.
+    """The state dict of a .safetensors or .pt file, see `state_dict_of`.
 
     Only tensors and plain containers are unpickled.
 
@@ -164,10 +167,10 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         raise FileNotFoundError(f"{path}: no such checkpoint")
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
-        # the trainers' checkpoints hold their command line beside the weights
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content: object = load_file(path)
+        else:  # the trainers' checkpoints hold their command line beside the weights
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise ValueError(
             f"{path}: holds more than tensors, or is damaged; save its state dict alone"
@@ -177,14 +180,50 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         raise ValueError(
             f"{path}: cannot be read; if it is cut or damaged, copy it again ({reason})"
         ) from None
+    return state_dict_of(content, str(path))
+
+
+def state_dict_of(content: object, source: str) -> dict[str, Tensor]:
+    """The weights of a file's content under their plain names; of a training checkpoint, its EMA.
+
+    Raises:
+        ValueError: there is no state dict.
+    """
+    import torch
+
     weights = content.get("ema", content) if isinstance(content, dict) else None
     if (
         not isinstance(weights, dict)
         or not weights
         or not all(isinstance(weight, torch.Tensor) for weight in weights.values())
     ):
-        raise ValueError(f"{path}: neither a state dict nor a checkpoint with one under 'ema'")
-    return dict(weights)
+        raise ValueError(f"{source}: neither a state dict nor a checkpoint with one under 'ema'")
+    return plain_names(weights, source)
+
+
+def plain_names(weights: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    """Weights without what wrappers and trainers put into their names.
+
+    A file that holds networks side by side, as ``ema.NAME`` and ``model.NAME``, gives its EMA; one
+    with a single network may have either before all of its names.
+
+    Raises:
+        ValueError: two names differ in wrappers alone.
+    """
+    plain = {
+        ".".join(part for part in name.split(".") if part not in WRAPPERS): weight
+        for name, weight in weights.items()
+    }
+    if len(plain) < len(weights):
+        raise ValueError(
+            f"{source}: holds weights with and without {' or '.join(WRAPPERS)} in their names; save "
+            "one state dict alone"
+        )
+    for nest in ("ema.", "model."):
+        within = {name.removeprefix(nest): w for name, w in plain.items() if name.startswith(nest)}
+        if len(within) == len(plain) or (within and nest == "ema."):
+            plain = within
+    return plain
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from t2i.sampling.contact_sheet import paste
@@ -71,16 +71,8 @@ class ImageFolder:
         self.path = path
 
     def missing(self, jobs: Iterable[ImageJob]) -> list[ImageJob]:
-        """The jobs without a file of exactly their metadata."""
-        return [job for job in jobs if self.metadata(job) != job.metadata]
-
-    def metadata(self, job: ImageJob) -> dict[str, str] | None:
-        """The metadata of the job's file; None when there is no readable file."""
-        try:
-            with Image.open(self.path / job.name) as image:
-                return {str(key): str(value) for key, value in image.info.items()}
-        except (FileNotFoundError, UnidentifiedImageError):
-            return None
+        """The jobs without a whole file of exactly their metadata."""
+        return [job for job in jobs if read_metadata(self.path / job.name) != job.metadata]
 
     def write(self, job: ImageJob, image: Image.Image) -> None:
         """Write the PNG with its metadata; it appears whole or not at all."""
@@ -100,7 +92,7 @@ class ImageFolder:
         Of several processes that see all images the first does it; a later call has nothing to do.
         """
         path, sheet = self.path / IMAGE_LIST, self.path / CONTACT_SHEET
-        if self._lists(jobs) and sheet.exists():
+        if self._lists(jobs) and read_metadata(sheet) is not None:
             return sheet
         self.write_contact_sheet(jobs[:MAX_ON_CONTACT_SHEET])
         temporary = _temporary(path)
@@ -126,6 +118,19 @@ class ImageFolder:
         temporary = _temporary(path)
         image.save(temporary, format="PNG", pnginfo=info)
         temporary.replace(path)
+
+
+def read_metadata(path: Path) -> dict[str, str] | None:
+    """The metadata of a PNG; None when there is none, or it is cut or damaged.
+
+    All of the file is read and held against its checksums; its pixels are not decoded.
+    """
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            image.verify()
+            return {str(key): str(value) for key, value in image.info.items()}
+    except (OSError, SyntaxError):  # not there; Pillow's words for what is cut or damaged
+        return None
 
 
 def read_image_list(folder: Path) -> list[tuple[Path, str]]:

@@ -6,7 +6,7 @@ equal branches are merged and those of weight zero left out (`t2i.guidance.branc
 layers before the route run once per condition; branches that keep equally many tokens run as one
 batch.
 
-All draws of an image come from its own seed: it never depends on the batch around it.
+All draws of an image come from its own seed: in another batch it is the same up to rounding.
 
 Shape suffixes: B images, C latent channels, H x W latents, K kept tokens, T tokens, D width.
 """

@@ -71,6 +71,11 @@ class Engine:
 
     ``network`` is called like the module it wraps; `backward` and `step` are to be called once per
     micro-batch, and `step` updates the weights at every ``accumulation``-th call.
+
+    Attributes:
+        network: wrapped by DeepSpeed.
+        parameters: of the model by name; under ZeRO 3 they are empty outside of a forward pass.
+        num_parameters: elements of all of them when they are whole.
     """
 
     def __init__(
@@ -98,6 +103,8 @@ class Engine:
             fused=True,  # on a CPU too: an eighth of the time
         )
         exact = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+        # of whole weights: ZeRO 3 leaves parameters without elements
+        self.num_parameters = sum(tensor.numel() for tensor in exact.values())
         self.network, self._optimizer, _, _ = deepspeed.initialize(
             model=network, optimizer=optimizer, config=deepspeed_config(config, world_size)
         )

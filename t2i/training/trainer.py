@@ -19,6 +19,7 @@ from torch import distributed as dist
 
 from t2i.batch import TrainingBatch
 from t2i.console import Progress, get_logger, progress
+from t2i.encoders.text import TextStates
 from t2i.models.storage import load_weights
 from t2i.training.averages.averaged_copy import AveragedCopy
 from t2i.training.averages.ema import EMA, decay_at
@@ -81,6 +82,7 @@ class Trainer:
         self.save_agreed = False  # likewise, because checkpoint_minutes have passed
         self.epoch: int | None = None
         self.reporter: Reporter | None = None
+        self.has_warned_of_cut = False
         self.profile: Profile | None = None
         if run.profile is not None:
             check_profile_steps(run.profile, self.config.steps)
@@ -155,14 +157,13 @@ class Trainer:
             self.run.name,
             yaml.safe_load(self.run.settings) or {},
         )
-        millions = sum(p.numel() for p in self.engine.parameters.values()) / 1e6
         logger.info(
-            "%s: %s step %d of %d; %.1fM parameters, ZeRO %d, %s, %d process(es) x %d x %d samples",
+            "%s: %s step %d of %d; %s parameters, ZeRO %d, %s, %d process(es) x %d x %d samples",
             self.run.name,
             "going on from" if self.step else "starting at",
             self.step,
             self.config.steps,
-            millions,
+            f"{self.engine.num_parameters:,}",
             self.config.zero_stage,
             self.config.precision,
             self.world_size,
@@ -218,7 +219,7 @@ class Trainer:
         """One optimizer step: ``accumulation`` micro-batches, update, averages."""
         sums = LossSums(self.run.device)
         learning_rate = self.config.learning_rate_at(self.step)
-        flops, num_replaced, keys = 0.0, 0, list[str]()
+        flops, num_replaced, num_cut, keys = 0.0, 0, 0, list[str]()
         with self._phase("update"):
             self.objective.begin_step(self.step, lambda: self.engine.gather(self.ema.averages))
         for _ in range(self.accumulation):
@@ -236,6 +237,7 @@ class Trainer:
                 self.engine.step(learning_rate)
             keys += batch.keys
             num_replaced += batch.num_replaced
+            num_cut += condition.num_cut if isinstance(condition, TextStates) else 0
             flops += batch_flops(
                 self.run.backbone, self.objective, self.config.gamma, batch, condition
             )
@@ -246,8 +248,9 @@ class Trainer:
                     average.update()
                 self.objective.end_step()
         with self._phase("agreement"):
-            sums_2T, flops, num_replaced = self._agree(sums.sums_2T, flops, num_replaced)
-        self.window.num_replaced += num_replaced
+            sums_2T, (flops, *counts) = self._agree(sums.sums_2T, flops, num_replaced, num_cut)
+        self.window.num_replaced += int(counts[0])
+        self.window.num_cut += int(counts[1])
         self._account(sums_2T, flops, keys)
 
     def _account(self, sums_2T: Tensor, flops: float, keys: Sequence[str]) -> None:
@@ -261,15 +264,15 @@ class Trainer:
         else:
             self.skipped.add(self.step, keys, norm, self.spikes.limit)
 
-    def _agree(self, sums_2T: Tensor, flops: float, num_replaced: int) -> tuple[Tensor, float, int]:
+    def _agree(self, sums_2T: Tensor, *numbers: float) -> tuple[Tensor, list[float]]:
         """The sums over ranks; the same message tells all to save or stop if one wishes so."""
-        own = [flops, num_replaced, self.saver.is_overdue, self.stop_wanted]
-        numbers = torch.tensor(own, dtype=sums_2T.dtype, device=sums_2T.device)
-        message = torch.cat([sums_2T.flatten(), numbers])
+        own = [self.saver.is_overdue, self.stop_wanted, *numbers]
+        tail = torch.tensor(own, dtype=sums_2T.dtype, device=sums_2T.device)
+        message = torch.cat([sums_2T.flatten(), tail])
         dist.all_reduce(message)
-        *sums, all_flops, all_replaced, saves, stops = message.tolist()
-        self.save_agreed, self.stop_agreed = saves > 0, stops > 0
-        return torch.tensor(sums, dtype=sums_2T.dtype).view(2, -1), all_flops, int(all_replaced)
+        sums, (saves, stops, *totals) = message.cpu().split([sums_2T.numel(), len(own)])
+        self.save_agreed, self.stop_agreed = bool(saves > 0), bool(stops > 0)
+        return sums.view(2, -1), [float(total) for total in totals]
 
     @contextmanager
     def _phase(self, phase: str) -> Iterator[None]:
@@ -293,6 +296,7 @@ class Trainer:
         measured = self.window.fields(
             self.config.global_batch, self.world_size, peak_tflops(self.config, self.run.device)
         )
+        self._warn_of_cut()
         shown = {"loss": "loss", "images_per_second": "images/s", "mfu": "MFU"}
         bar.update(
             self.window.steps,
@@ -311,6 +315,18 @@ class Trainer:
                 "eta_seconds": bar.remaining_seconds,
                 **self.objective.state,
             }
+        )
+
+    def _warn_of_cut(self) -> None:
+        """Once; the metrics go on counting."""
+        if self.has_warned_of_cut or not self.window.num_cut:
+            return
+        self.has_warned_of_cut = True
+        logger.warning(
+            "%s: until step %d, %d of %d captions are longer than the text encoder reads: their ends "
+            "are cut off. Raise t2i.encoders.text.max_tokens; cut_captions in metrics.jsonl counts them",
+            *(self.run.name, self.step, self.window.num_cut),
+            self.window.steps * self.config.global_batch,
         )
 
     def _progress(self) -> AbstractContextManager[Progress | None]:

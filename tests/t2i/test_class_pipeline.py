@@ -13,6 +13,7 @@ from t2i.class_pipeline import ClassToImagePipeline
 from t2i.encoders.vae import load_vae
 from t2i.encoders.vae_config import VAEConfig
 from t2i.guidance.methods import make_guidance
+from t2i.image_pipeline import NotFiniteError
 from t2i.models.mask_dit import MaskDiT
 from t2i.models.mask_dit_config import MaskDiTConfig
 from t2i.models.sit import SiT
@@ -82,6 +83,13 @@ def test_an_image_depends_on_its_label_and_seed_only(pipeline: ClassToImagePipel
         together = latents(pipeline, [2, 4], seeds=[1, 2], guidance=name)
         alone = latents(pipeline, 4, seeds=[2], guidance=name)
         torch.testing.assert_close(together[1:], alone, rtol=1e-3, atol=1e-3)
+
+
+def test_damaged_weights_are_refused(folder: Path, vae: VAEConfig) -> None:
+    pipeline = ClassToImagePipeline.from_pretrained(folder / "sit", vae, size=(64, 64))
+    next(pipeline.transformer.parameters()).data.fill_(torch.nan)
+    with pytest.raises(NotFiniteError, match=r"2 of 2 .*\(seed 5, 6\).*transformer .* float32"):
+        pipeline([0, 1], seeds=[5, 6], num_inference_steps=2)
 
 
 def test_the_null_condition_is_the_null_class_and_the_random_ones_are_classes(

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from t2i.guidance.methods import make_guidance
-from t2i.image_pipeline import choose_seeds
+from t2i.image_pipeline import NotFiniteError, choose_seeds
 from t2i.models.tr_dit import TRDiT
 from t2i.pipeline import TextToImagePipeline, checkpoint_hash, draw_others
 
@@ -69,6 +69,35 @@ def test_several_images_of_a_prompt_stay_together(pipeline: TextToImagePipeline)
     four = latents(pipeline, PROMPTS, num_images_per_prompt=2, seeds=[1, 2, 3, 4])
     last = latents(pipeline, PROMPTS[1], num_images_per_prompt=2, seeds=[3, 4])
     torch.testing.assert_close(four[2:], last, rtol=1e-3, atol=1e-3)
+
+
+def test_what_overflows_is_refused_and_no_black_picture(pipeline_folder: Path) -> None:
+    """Of the transformer's numbers, and of the VAE's: NaN as well as infinity."""
+    pipeline = TextToImagePipeline.from_pretrained(pipeline_folder, dtype=torch.bfloat16)
+    shared: dict[str, Any] = {**FEW, "seeds": [7, 8], "guidance": "none"}
+
+    def spoil_second(value: float) -> Callable[..., dict[str, torch.Tensor]]:
+        def on_step_end(_: Any, step: int, time: float, at: dict[str, Any]) -> dict[str, Any]:
+            return {"latents": at["latents"].index_fill(0, torch.tensor([1]), value)}
+
+        return on_step_end
+
+    for output_type in ("pil", "np", "pt", "latent"):
+        with pytest.raises(
+            NotFiniteError, match=r"1 of 2 .*\(seed 8\).*transformer .* bfloat16; try --dtype"
+        ):
+            pipeline(
+                PROMPTS,
+                output_type=output_type,
+                callback_on_step_end=spoil_second(np.nan),
+                **shared,
+            )
+    pipeline.vae.model.half()
+    with pytest.raises(NotFiniteError, match=r"\(seed 8\).*VAE .* float16; try float32: t2i.enc"):
+        pipeline(PROMPTS, callback_on_step_end=spoil_second(1e30), **shared)
+    pipeline.vae.model.float().decoder.conv_out.bias.fill_(torch.inf)
+    with pytest.raises(NotFiniteError, match=r"2 of 2 .*\(seed 7, 8\).*float32; its weights are"):
+        pipeline(PROMPTS, **shared)
 
 
 def test_a_generator_draws_the_seeds(pipeline: TextToImagePipeline) -> None:

@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from t2i.config import load_config
 from t2i.console import run_command
+from t2i.encoders import text
 from t2i.encoders.encoder_hash import encoder_hash
 from t2i.encoders.text_config import TextEncoderConfig
 from t2i.encoders.vae_config import VAEConfig
@@ -76,18 +78,46 @@ def test_images_carry_what_made_them(run: Run, tmp_path: Path, pipeline_folder: 
         assert sheet.size == (96, 32)
 
 
-def test_run_again_it_makes_only_what_is_missing(run: Run, tmp_path: Path) -> None:
+def test_run_again_it_makes_only_what_is_missing_or_cut(run: Run, tmp_path: Path) -> None:
     assert run() == 0
     paths = pictures(tmp_path / "samples" / "sg")
     before = [path.read_bytes() for path in paths]
     paths[1].unlink()
-    times = [path.stat().st_mtime_ns for path in (paths[0], paths[2])]
+    paths[2].write_bytes(before[2][: len(before[2]) // 2])
+    made_at = paths[0].stat().st_mtime_ns
     assert run() == 0
     assert [path.read_bytes() for path in paths] == before
-    assert [path.stat().st_mtime_ns for path in (paths[0], paths[2])] == times
+    assert paths[0].stat().st_mtime_ns == made_at
     assert run("--omega", "1.5") == 0
     assert pictures(tmp_path / "samples" / "sg") == paths
     assert all(path.read_bytes() != old for path, old in zip(paths, before, strict=True))
+
+
+def test_prompts_that_are_cut_are_told_once_of_all_batches(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warnings: list[str] = []
+    monkeypatch.setattr(text.LOG, "warning", lambda line, *parts: warnings.append(line % parts))
+    prompts = ("a red circle", "red " * 150, "blue " * 160)
+    flags = [part for prompt in prompts for part in ("--prompt", prompt)]
+    assert run(*flags, "--images-per-prompt", "2", "--batch", "1") == 0
+    (warning,) = warnings
+    assert warning.startswith("2 of 3 prompts are longer than the 128 tokens")
+
+
+def test_an_overflow_is_one_line_and_no_picture(
+    run: Run, tmp_path: Path, pipeline_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(pipeline_folder, broken)
+    path = broken / "vae" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(path)
+    weights["decoder.conv_out.bias"].fill_(1e38)  # infinite in sums, and white when clamped
+    weights["decoder.conv_out.weight"].fill_(1e38)
+    save_file(weights, path, metadata={"format": "pt"})
+    assert run("--checkpoint", str(broken)) == 2
+    assert "error: 3 of 3 images (seed 0, 1, 2) are NaN or infinite" in capsys.readouterr().err
+    assert not pictures(tmp_path / "samples" / "sg")
 
 
 @pytest.mark.parametrize("batch", ["1", "2"])

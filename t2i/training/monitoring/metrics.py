@@ -92,6 +92,7 @@ class Window:
         sums_2T: of `LossSums`, over the applied steps of all processes.
         flops: executed by all processes in the applied steps; see `throughput.batch_flops`.
         num_replaced: samples of all processes that stood in for others in bad shards.
+        num_cut: captions of all processes that were longer than the text encoder reads.
         communication_share: of the time of one of the steps, in which it was measured; else None.
     """
 
@@ -102,6 +103,7 @@ class Window:
         self.sums_2T = torch.zeros(2, NUM_TIME_BINS, dtype=torch.float64)
         self.flops = 0.0
         self.num_replaced = 0
+        self.num_cut = 0
         self.communication_share: float | None = None
         self.gradient_norms: list[float] = []
 
@@ -129,6 +131,7 @@ class Window:
             **self._applied_fields(),
             "seconds": seconds,
             "replaced_samples": self.num_replaced,
+            "cut_captions": self.num_cut,
             "images_per_second": len(self.gradient_norms) * global_batch / training,
             "tflops": tflops,
             "mfu": tflops / peak_tflops if peak_tflops else None,

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from t2i.console import MetricsFile, get_logger
 
 logger = get_logger("train")
+WandBMode = Literal["offline", "online"]
 
 
 def drop_lines_after(path: Path, step: int) -> None:
@@ -43,13 +45,14 @@ class Reporter:
     """Writes metrics.jsonl and, if asked, Weights & Biases; used on rank 0 only."""
 
     def __init__(
-        self, folder: Path, step: int, wandb_mode: str, name: str, settings: Mapping[str, Any]
+        self,
+        folder: Path,
+        step: int,
+        wandb_mode: WandBMode | Literal["off"],
+        name: str,
+        settings: Mapping[str, Any],
     ) -> None:
-        """``step``: steps done; later lines of an interrupted run are removed.
-
-        Raises:
-            ValueError: W&B is asked for but not installed.
-        """
+        """``step``: steps done; later lines of an interrupted run are removed."""
         drop_lines_after(folder / "metrics.jsonl", step)
         self.file = MetricsFile(folder / "metrics.jsonl")
         self.wandb = WandB(folder, wandb_mode, name, settings) if wandb_mode != "off" else None
@@ -76,22 +79,26 @@ class WandB:
 
     The run's folder holds the page's id (``wandb_id``), so a run that goes on does so on its page.
     The steps since its checkpoint are then logged again: the x axis is the field ``step``. A page
-    that cannot be opened online is kept on disk, because the other processes train already.
+    that cannot be opened online is kept on disk, because the other processes train already. All files
+    of W&B lie in ``wandb/`` of the run's folder.
     """
 
-    def __init__(self, folder: Path, mode: str, name: str, settings: Mapping[str, Any]) -> None:
-        try:
-            import wandb
-        except ImportError:
-            raise ValueError(
-                "t2i.training.wandb needs the wandb package: pip install wandb, or set it to off"
-            ) from None
+    def __init__(
+        self, folder: Path, mode: WandBMode, name: str, settings: Mapping[str, Any]
+    ) -> None:
+        for kind in (
+            "cache",
+            "data",
+        ):  # else in the home folder, which a cluster may not let us fill
+            os.environ.setdefault(f"WANDB_{kind.upper()}_DIR", str(folder / "wandb" / kind))
+        import wandb
+
         id_file = folder / "wandb_id"
         if not id_file.exists():
             id_file.write_text(uuid.uuid4().hex)
         self.folder, self.num_skipped = folder, 0
 
-        def start(mode: str) -> Any:
+        def start(mode: WandBMode) -> Any:
             return wandb.init(
                 dir=folder,
                 mode=mode,

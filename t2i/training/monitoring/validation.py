@@ -15,6 +15,7 @@ from torch import distributed as dist
 
 from t2i.batch import TrainingBatch
 from t2i.console import get_logger
+from t2i.image_pipeline import NotFiniteError
 from t2i.training.averages.averaged_copy import AveragedCopy
 from t2i.training.averages.ema import EMA
 from t2i.training.backbone import Conditioner
@@ -66,10 +67,17 @@ class Validator:
     def sample(self, step: int, reporter: Reporter | None) -> None:
         """Images of the average, each process its share; the first one writes and shows them."""
         assert self.run.samples is not None
-        with self.average.filled(self._averages(), self.dtype, self.run.device):
-            images = draw_samples(
-                self.run.samples, self.average.model, self.run.config.micro_batch, self.run.device
-            )
+        try:
+            with self.average.filled(self._averages(), self.dtype, self.run.device):
+                images = draw_samples(
+                    self.run.samples,
+                    self.average.model,
+                    self.run.config.micro_batch,
+                    self.run.device,
+                )
+        except NotFiniteError as error:  # what the weights are worth, their losses tell
+            logger.error("no samples of step %d: %s", step, error)
+            return
         if reporter is None:
             return
         folder = self.run.folder / "samples" / f"step-{step:08d}"

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import distributed as dist
@@ -20,6 +20,7 @@ from t2i.class_pipeline import ClassToImagePipeline
 from t2i.encoders.text import TextEncoder
 from t2i.encoders.vae import VAE
 from t2i.guidance.branches import Guidance
+from t2i.image_pipeline import NotFiniteError
 from t2i.models.mask_dit import MaskDiT
 from t2i.models.sit import SiT
 from t2i.models.tr_dit import TRDiT
@@ -60,18 +61,28 @@ def draw_samples(
 
     Called by all processes together, each with the same weights in ``model`` on its ``device``;
     each draws its share of the prompts, ``batch_size`` at a time.
+
+    Raises:
+        NotFiniteError: on the first process, when images of any process are NaN or infinite.
     """
     rank, world_size = dist.get_rank(), dist.get_world_size()
     numbers = range(len(samples.prompts))[rank::world_size]
+    own: dict[str, list[Image]] | NotFiniteError
     samples.vae.model.to(device)
     try:
         own = {name: _draw(samples, name, model, numbers, batch_size) for name in samples.methods}
+    except NotFiniteError as error:  # told to the first process: the others wait to be gathered
+        own = error
     finally:
         samples.vae.model.to("cpu")
-    shares: list[dict[str, list[Image]]] | None = [{}] * world_size if rank == 0 else None
-    dist.gather_object(own, shares, dst=0)
-    if shares is None:
+    gathered: list[Any] | None = [None] * world_size if rank == 0 else None
+    dist.gather_object(own, gathered, dst=0)
+    if gathered is None:
         return {}
+    for share in gathered:
+        if isinstance(share, NotFiniteError):
+            raise share
+    shares: list[dict[str, list[Image]]] = gathered
     return {
         name: [
             shares[number % world_size][name][number // world_size]

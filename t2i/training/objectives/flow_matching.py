@@ -3,7 +3,7 @@
     x_t = (1 - t) z + t x,   loss = mean ||D(x_t, t, c) - (x - z)||^2
 
 Every draw (VAE noise, z, t, routed tokens) belongs to (seed, stream, step, sample id), so a loss
-does not depend on the rank or the batch that the sample is computed in. Objectives that change the
+does not depend, but for rounding, on the rank or the batch that the sample is computed in. Objectives that change the
 target or the weighting take the same draws: `t2i.training.objectives.model_guidance`, `t2i.training.objectives.masked`.
 
 Shape suffixes: B samples, C channels, H x W latents, K kept tokens.

@@ -68,7 +68,7 @@ def test_two_processes_write_one_result(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("| dense |") == 1
     assert "2 process(es)" in done.stdout
-    assert "128 text tokens, encoded in each step, bf16" in done.stdout
+    assert "32 text tokens, encoded in each step, bf16" in done.stdout
 
 
 def test_what_would_be_ignored_is_refused(tmp_path: Path) -> None:

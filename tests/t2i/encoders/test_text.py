@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from t2i.encoders import text
 from t2i.encoders.internvl import load_internvl
 from t2i.encoders.text import TextEncoder, load_text_encoder
 from t2i.encoders.text_config import TextEncoderConfig
@@ -70,6 +71,29 @@ def test_a_long_caption_is_cut_and_still_ends_with_the_end_token(encoder: TextEn
     ids = encoder.caption_ids("red " * 1000)
     assert len(ids) == encoder.config.max_tokens
     assert ids[-1] == encoder.tokenizer.eos_token_id
+
+
+def test_cut_captions_are_counted_and_told_once(
+    encoder: TextEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the limit nothing is cut: 127 words and the end token."""
+    warnings: list[str] = []
+    monkeypatch.setattr(text.LOG, "warning", lambda line, *parts: warnings.append(line % parts))
+    limit = encoder.config.max_tokens
+    captions = ["red " * number for number in (limit, limit - 1, limit + 99)]
+    assert [len(encoder.whole_ids(caption)) - limit for caption in captions] == [2, 1, 101]
+    whole = encoder.tokenizer.decode(encoder.whole_ids(captions[0])[: limit - 1])
+    assert len(encoder.whole_ids(whole.strip())) == limit
+    assert encoder.encode([whole.strip(), ""]).num_cut == 0
+    encoder.warn_of_cut([whole.strip(), ""])
+    assert encoder.encode([captions[0], "", captions[2]]).num_cut == 2
+    assert warnings == []
+    encoder.warn_of_cut([captions[0], "", captions[2]])
+    encoder.warn_of_cut(captions)
+    (warning,) = warnings
+    assert warning.startswith(f"2 of 3 prompts are longer than the {limit} tokens")
+    assert "the longest by 101" in warning
+    assert "raise t2i.encoders.text.max_tokens" in warning
 
 
 def test_special_tokens_in_a_caption_are_plain_characters(encoder: TextEncoder) -> None:

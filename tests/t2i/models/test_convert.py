@@ -12,7 +12,12 @@ from diffusers.models.embeddings import get_2d_sincos_pos_embed
 from safetensors.torch import save_file
 
 from t2i.models import convert
-from t2i.models.convert import convert_state_dict, public_shapes, read_checkpoint
+from t2i.models.convert import (
+    convert_state_dict,
+    public_shapes,
+    read_checkpoint,
+    state_dict_of,
+)
 from t2i.models.sit import load_sit
 from t2i.models.sit_config import SiTConfig
 
@@ -97,6 +102,44 @@ def test_each_kind_of_file_is_read(tmp_path, weights, kind):
     read = read_checkpoint(path)
     assert read.keys() == weights.keys()
     assert all(torch.equal(read[name], weights[name]) for name in weights)
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        "module.{}",
+        "_orig_mod.{}",
+        "module._orig_mod.{}",
+        "_orig_mod.module.{}",
+        "model.{}",
+        "ema.module.{}",
+        "ema.model.{}",
+    ],
+)
+def test_names_that_were_wrapped_are_recognised(tmp_path, weights, wrapped):
+    names = {wrapped.format(name): weight for name, weight in weights.items()}
+    save_file(names, tmp_path / "file.safetensors")
+    torch.save({"model": {}, "ema": names}, tmp_path / "file.pt")
+    for path in (tmp_path / "file.safetensors", tmp_path / "file.pt"):
+        read = read_checkpoint(path)
+        assert read.keys() == weights.keys()
+        assert all(torch.equal(read[name], weights[name]) for name in weights)
+
+
+def test_blocks_that_were_compiled_one_by_one_are_recognised(weights):
+    names = {name.replace("blocks.0.", "blocks.0._orig_mod."): w for name, w in weights.items()}
+    assert names.keys() != weights.keys()
+    assert state_dict_of(names, "file.pt").keys() == weights.keys()
+
+
+def test_of_networks_side_by_side_the_ema_is_taken(weights):
+    both = {f"model.{name}": weight + 1 for name, weight in weights.items()}
+    both |= {f"ema.{name}": weight for name, weight in weights.items()}
+    read = state_dict_of(both, "file.safetensors")
+    assert all(torch.equal(read.pop(name), weight) for name, weight in weights.items())
+    assert not read
+    with pytest.raises(ValueError, match=r"file\.pt: holds weights with and without module"):
+        state_dict_of(weights | {f"module.{name}": w for name, w in weights.items()}, "file.pt")
 
 
 class Surprise:

@@ -50,6 +50,30 @@ def test_other_settings_and_broken_files_are_missing(tmp_path: Path, jobs: list[
     assert folder.missing(other) == other
 
 
+def test_a_picture_that_is_cut_or_damaged_is_missing(tmp_path: Path, jobs: list[ImageJob]) -> None:
+    """Its head with the metadata is whole: only all of the file tells."""
+    folder = ImageFolder(tmp_path)
+    noise = Image.effect_noise((64, 64), 50).convert("RGB")
+    for job in jobs:
+        folder.write(job, noise)
+    sheet = folder.finish(jobs)
+    path = tmp_path / jobs[2].name
+    whole = path.read_bytes()
+    half = len(whole) // 2
+    for size in (len(whole) - 12, half, 40, 0):
+        path.write_bytes(whole[:size])
+        assert folder.missing(jobs) == [jobs[2]], f"cut to {size} of {len(whole)} bytes"
+    for start in (half, len(whole) - 40):
+        path.write_bytes(whole[:start] + bytes(20) + whole[start + 20 :])
+        assert folder.missing(jobs) == [jobs[2]], f"overwritten at {start} of {len(whole)}"
+    path.write_bytes(whole)
+    assert folder.missing(jobs) == []
+
+    sheet.write_bytes(sheet.read_bytes()[:-30])
+    with Image.open(folder.finish(jobs)) as mended:
+        mended.load()
+
+
 def test_the_contact_sheet_shows_the_images_in_order(tmp_path: Path, jobs: list[ImageJob]) -> None:
     folder = ImageFolder(tmp_path)
     fill(folder, jobs)

@@ -9,6 +9,7 @@ import json
 import math
 import runpy
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from t2i.batch import TrainingBatch
+from t2i.training import trainer
 from t2i.training.checkpoint import TENSOR_KINDS, newest_checkpoint
 
 TINY_RUN = Path(__file__).with_name("tiny_run.py")
@@ -95,6 +97,19 @@ def test_a_row_of_skipped_steps_goes_on_after_a_restart(
     assert [json.loads(line)["step"] for line in skipped] == [0, 1, 2]
 
 
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
+def test_the_parameters_are_counted_at_every_zero_stage(
+    zero_stage: int, tmp_path: Path, process_group: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = runpy.run_path(str(TINY_RUN))
+    run = tiny["make_run"](tmp_path, 1, 0, zero_stage, "fp32")
+    number = sum(parameter.numel() for parameter in run.backbone.model.parameters())
+    lines: list[str] = []
+    monkeypatch.setattr(trainer.logger, "info", lambda text, *parts: lines.append(text % parts))
+    assert trainer.train(run)
+    assert f"; {number:,} parameters, ZeRO {zero_stage}" in lines[0]
+
+
 def test_metrics_say_how_the_run_is_doing(tmp_path: Path, process_group: None) -> None:
     train_here(tmp_path / "seen", steps=2)
     lines = (tmp_path / "seen" / "metrics.jsonl").read_text().splitlines()
@@ -109,11 +124,34 @@ def test_metrics_say_how_the_run_is_doing(tmp_path: Path, process_group: None) -
     assert math.isfinite(validation["validation_loss"])
 
 
-def train_here(folder: Path, steps: int, size: int = 2, poisoned_step: int | None = None) -> None:
-    """Train a tiny fp32 run in this process; a poisoned step (-1: every step) has a NaN."""
-    from dataclasses import replace
+def test_captions_that_are_cut_are_counted_and_told_once(
+    tmp_path: Path, process_group: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warnings: list[str] = []
+    monkeypatch.setattr(
+        trainer.logger, "warning", lambda text, *parts: warnings.append(text % parts)
+    )
+    train_here(tmp_path / "cut", steps=3, limit=2)
+    lines = [json.loads(line) for line in (tmp_path / "cut" / "metrics.jsonl").open()]
+    counts = [line["cut_captions"] for line in lines if "cut_captions" in line]
+    # classes of samples 0 ... 23 in turn, captions of class 2 are longer; every eighth is dropped
+    assert counts == [2, 3, 2]
+    (warning,) = warnings
+    assert "until step 1, 2 of 8 captions" in warning
+    assert "t2i.encoders.text.max_tokens" in warning
 
-    from t2i.training.trainer import train
+
+def train_here(
+    folder: Path,
+    steps: int,
+    size: int = 2,
+    poisoned_step: int | None = None,
+    limit: int | None = None,
+) -> None:
+    """Train a tiny fp32 run in this process; a poisoned step (-1: every step) has a NaN.
+
+    Captions of more than ``limit`` letters count as cut.
+    """
 
     make_run = runpy.run_path(str(TINY_RUN))["make_run"]
     run = make_run(folder, steps, 0, zero_stage=2, precision="fp32", size=size)
@@ -124,5 +162,11 @@ def train_here(folder: Path, steps: int, size: int = 2, poisoned_step: int | Non
                 batch = replace(batch, moments=batch.moments * float("nan"))
             yield batch
 
+    conditioner = run.backbone.conditioner
+    if limit is not None:
+        encode = conditioner.encode
+        conditioner.encode = lambda captions: replace(
+            encode(captions), num_cut=sum(len(caption) > limit for caption in captions)
+        )
     config = run.config.model_copy(update={"max_skipped_in_a_row": 3})
-    assert train(replace(run, config=config, batches=batches))
+    assert trainer.train(replace(run, config=config, batches=batches))

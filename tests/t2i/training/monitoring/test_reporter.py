@@ -1,17 +1,22 @@
-"""Proves that a resumed run's metrics hold each step once, and what is sent to W&B."""
+"""Proves that a resumed run's metrics hold each step once, and what is sent to W&B: read back from the
+files of its offline runs."""
 
 from __future__ import annotations
 
 import json
-import sys
+import struct
+import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image
+from wandb.proto.wandb_internal_pb2 import Record, RunRecord
 
 from t2i.training.monitoring import reporter as reporter_module
 from t2i.training.monitoring.reporter import Reporter, drop_lines_after, flat_fields
+
+WANDB_VARIABLES = ("WANDB_MODE", "WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR")
 
 
 def test_lines_after_the_step_of_the_checkpoint_are_dropped(tmp_path: Path) -> None:
@@ -43,79 +48,136 @@ def test_each_eighth_of_time_has_a_curve_of_its_own() -> None:
     }
 
 
-def test_without_wandb_the_way_out_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ValueError, match="pip install wandb"):
-        Reporter(tmp_path, 0, "online", "run", {})
+@pytest.fixture
+def no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty home folder, and no settings of W&B in the environment, now and afterwards."""
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    for name in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", *WANDB_VARIABLES):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    return home
 
 
-class Recorder:
-    """Stands in for the wandb package, which the tests do not have, and its run."""
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
-
-    def __getattr__(self, name: str) -> Any:
-        def call(*arguments: Any, **named: Any) -> Recorder:
-            self.calls.append((name, arguments, named))
-            return self
-
-        return call
-
-    def all_of(self, name: str) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
-        return [(arguments, named) for called, arguments, named in self.calls if called == name]
+def records(folder: Path) -> list[list[Record]]:
+    """What W&B's offline runs in a run's folder hold; its process writes on for a moment."""
+    deadline = time.monotonic() + 30
+    while True:
+        runs = [read_records(path) for path in folder.glob("wandb/offline-run-*/*.wandb")]
+        if all(any(one.HasField("exit") for one in found) for found in runs):
+            return runs
+        assert time.monotonic() < deadline, "a run has not ended"
+        time.sleep(0.05)
 
 
-def test_a_run_that_goes_on_does_so_on_its_own_page(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    wandb = Recorder()
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=wandb.init))
-    for folder in ("one", "one", "two"):
-        (tmp_path / folder).mkdir(exist_ok=True)
-        reporter = Reporter(tmp_path / folder, 0, "offline", "stage 1", {"t2i": {"seed": 3}})
-        reporter.close()
-    first, again, other = (named for _, named in wandb.all_of("init"))
-    assert first == again
-    assert first["id"] != other["id"]
-    assert (first["resume"], first["config"]) == ("allow", {"t2i": {"seed": 3}})
-    assert len(wandb.all_of("finish")) == 3
+def read_records(path: Path) -> list[Record]:
+    """The records that are whole in LevelDB's log format.
+
+    After seven bytes there are blocks of 32 KiB, in them pieces of records with checksum, length and
+    kind (whole, first, middle, last).
+    """
+    data, position, found, parts = path.read_bytes(), 7, [], b""
+    while position + 7 <= len(data):
+        if (left := 2**15 - position % 2**15) < 7:
+            position += left
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, position)
+        position += 7 + length
+        if position > len(data):
+            break
+        parts += data[position - length : position]
+        if kind in (1, 4):
+            found.append(Record.FromString(parts))
+            parts = b""
+    return found
+
+
+def history(found: list[Record]) -> list[dict[str, Any]]:
+    """The logged fields, without those that W&B adds."""
+    lines = [
+        {
+            ".".join(item.nested_key) or item.key: json.loads(item.value_json)
+            for item in one.history.item
+        }
+        for one in found
+        if one.HasField("history")
+    ]
+    return [{k: v for k, v in line.items() if not k.startswith("_")} for line in lines]
+
+
+def start_record(found: list[Record]) -> RunRecord:
+    """What was said of the run when it began."""
+    return next(one.run for one in found if one.HasField("run"))
+
+
+def test_an_offline_run_is_read_back(tmp_path: Path, no_home: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    reporter = Reporter(folder, 0, "offline", "stage 1", {"t2i": {"seed": 3}})
+    # longer than a block of the file
+    for step, skipped in enumerate((0, 1, 1, 2) * 200):
+        (folder / "skipped-rank0.jsonl").write_text("{}\n")
+        reporter.write({"step": step, "loss": 1 / (1 + step), "mfu": None, "skipped": skipped})
+    Image.new("RGB", (8, 8)).save(folder / "sheet.png")
+    reporter.show_image(799, "samples", folder / "sheet.png")
+    reporter.close()
+
+    (found,) = records(folder)
+    run = start_record(found)
+    assert (run.run_id, run.display_name) == ((folder / "wandb_id").read_text(), "stage 1")
+    settings = {item.key: json.loads(item.value_json) for item in run.config.update}
+    assert settings["t2i"] == {"seed": 3}
+    *lines, picture = history(found)
+    own = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+    assert lines == [{key: line[key] for key in ("step", "loss", "skipped")} for line in own]
+    assert len(lines) == 800
+    assert picture["step"] == 799
+    assert picture["samples.width"] == 8
+    (media,) = folder.glob("wandb/offline-run-*/files/media/images/samples_*.png")
+    assert media.read_bytes() == (folder / "sheet.png").read_bytes()
+    # sent when there are more than ever before
+    sent = [file.path for one in found if one.HasField("files") for file in one.files.files]
+    assert sent.count("skipped-rank0.jsonl") == 2
+    assert not list(no_home.iterdir()), "all lies in the run's folder"
+
+
+def test_a_run_that_goes_on_does_so_on_its_own_page(tmp_path: Path, no_home: Path) -> None:
+    for name in ("one", "one", "two"):
+        (tmp_path / name).mkdir(exist_ok=True)
+        Reporter(tmp_path / name, 0, "offline", "stage 1", {}).close()
+    pages = [
+        {start_record(found).run_id for found in records(tmp_path / name)}
+        for name in ("one", "two")
+    ]
+    assert [len(page) for page in pages] == [1, 1]
+    assert pages[0] != pages[1]
 
 
 def test_without_network_the_run_is_logged_offline(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, no_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wandb = Recorder()
+    import wandb
 
-    def init(**named: Any) -> Any:
+    init = wandb.init
+
+    def init_without_network(**named: Any) -> Any:
         if named["mode"] == "online":
-            raise RuntimeError("timed out after 90 s\nmore of it")
-        return wandb.init(**named)
+            raise wandb.errors.CommError("timed out after 90 s\nmore of it")
+        return init(**named)
 
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    monkeypatch.setattr(wandb, "init", init_without_network)
     warnings: list[str] = []
     monkeypatch.setattr(
         reporter_module.logger, "warning", lambda text, *parts: warnings.append(text % parts)
     )
     reporter = Reporter(tmp_path, 0, "online", "stage 1", {})
     reporter.write({"step": 1})
-    assert [named["mode"] for _, named in wandb.all_of("init")] == ["offline"]
-    assert [fields for (fields,), _ in wandb.all_of("log")] == [{"step": 1}]
+    reporter.close()
+    (found,) = records(tmp_path)
+    assert history(found) == [{"step": 1}]
     (warning,) = warnings
     assert "(timed out after 90 s)" in warning
     assert f"wandb sync {tmp_path}/wandb/offline-run-*" in warning
     assert "\n" not in warning
-
-
-def test_files_of_skipped_samples_are_sent_when_there_are_more(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    wandb = Recorder()
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=wandb.init))
-    reporter = Reporter(tmp_path, 0, "offline", "stage 1", {})
-    for step, skipped in enumerate((0, 1, 1, 2)):
-        reporter.write({"step": step, "skipped": skipped})
-    assert [fields["step"] for (fields,), _ in wandb.all_of("log")] == [0, 1, 2, 3]
-    assert len(wandb.all_of("save")) == 2

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from t2i.pipeline import TextToImagePipeline
 from t2i.training.averages.averaged_copy import AveragedCopy
 from t2i.training.checkpoint import TENSOR_KINDS, newest_checkpoint
+from t2i.training.monitoring import validation as validation_module
 from t2i.training.monitoring.swapped_words import swapped_word_excess
 from t2i.training.monitoring.validation import VALIDATION_TIMES, validation_loss
 from t2i.training.monitoring.validation_samples import write_samples
@@ -103,6 +104,22 @@ def test_a_run_that_samples_is_the_same_to_the_bit(
     assert (sheets[0] != sheets[1]).any(), "the second step has learned"
     for method in ("none", "cfg", "sg"):
         assert (steps[0] / f"{method}.png").exists()
+
+
+def test_black_pictures_are_no_samples_and_no_end_of_the_run(
+    tmp_path: Path, process_group: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path, 2, "fp32", "tr_dit", every=2)
+    assert run.samples is not None
+    run.samples.vae.model.decoder.conv_out.bias.fill_(torch.nan)
+    errors: list[str] = []
+    monkeypatch.setattr(
+        validation_module.logger, "error", lambda text, *parts: errors.append(text % parts)
+    )
+    assert train(run)
+    (error,) = errors
+    assert "no samples of step 2: 2 of 2 images (seed 0, 1) are NaN" in error
+    assert not (tmp_path / "samples").exists()
 
 
 @pytest.mark.slow
