@@ -58,6 +58,18 @@ class History:
         known = [(p, v) for p, v in zip(places, self._values(field), strict=True) if v is not None]
         return [place for place, _ in known], [float(value) for _, value in known]
 
+    def swapped_words(self, x: str) -> dict[str, tuple[list[float], list[float]]]:
+        """By group of words: places on the x axis, and the excess of the loss when they are swapped."""
+        places = self._places(x)
+        curves: dict[str, tuple[list[float], list[float]]] = {}
+        for place, groups in zip(places, self._values("ema_swapped_words"), strict=True):
+            for name, excess in (groups or {}).items():
+                if excess is not None:
+                    known = curves.setdefault(name, ([], []))
+                    known[0].append(place)
+                    known[1].append(excess)
+        return curves
+
     def loss_by_time(self) -> list[float | None]:
         """Mean loss in each bin of t over the last `LAST_PART` of the run; [] = not measured."""
         rows = [values for values in self._values("loss_by_time") if values is not None]
@@ -109,13 +121,16 @@ def draw(histories: Sequence[History], x: str, path: Path) -> None:
     from matplotlib.figure import Figure
 
     panels = [p for p in PANELS if any(history.curve(p.field, x)[0] for history in histories)]
-    num_rows = -(-(len(panels) + 1) // 2)
+    has_swaps = any(history.swapped_words(x) for history in histories)
+    num_rows = -(-(len(panels) + 1 + has_swaps) // 2)
     figure = Figure(figsize=(12, 3.2 * num_rows), layout="constrained")
     axes = figure.subplots(num_rows, 2, squeeze=False).flatten()
     for panel, area in zip(panels, axes, strict=False):
         _draw_panel(area, panel, histories, x)
     _draw_loss_by_time(axes[len(panels)], histories)
-    for unused in axes[len(panels) + 1 :]:
+    if has_swaps:
+        _draw_swapped_words(axes[len(panels) + 1], histories, x)
+    for unused in axes[len(panels) + 1 + has_swaps :]:
         unused.set_axis_off()
     axes[0].legend()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -144,6 +159,20 @@ def _draw_loss_by_time(axes: Axes, histories: Sequence[History]) -> None:
         axes.plot([t for t, _ in known], [loss for _, loss in known], f"C{number}.-")
     axes.set_title(f"training loss by t, last {100 * LAST_PART:.0f} % of the run")
     axes.set_xlabel("t (0 = noise, 1 = data)")
+
+
+def _draw_swapped_words(axes: Axes, histories: Sequence[History], x: str) -> None:
+    """A colour for each group of words, a style of line for each run."""
+    groups = dict.fromkeys(name for history in histories for name in history.swapped_words(x))
+    for number, history in enumerate(histories):
+        style = ("-", "--", ":", "-.")[number % 4]
+        for color, group in enumerate(groups):
+            if group in (curves := history.swapped_words(x)):
+                label = group if number == 0 else None
+                axes.plot(*curves[group], f"C{color}{style}", marker=".", label=label)
+    axes.set_title("loss of the average with swapped words, relative excess")
+    axes.set_xlabel(X_LABELS[x])
+    axes.legend()
 
 
 def with_distinct_names(histories: Sequence[History], folders: Sequence[Path]) -> list[History]:

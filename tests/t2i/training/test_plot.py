@@ -18,7 +18,8 @@ def write_run(folder: Path, steps: int) -> Path:
         speeds = {"gradient_norm": 1.0, "images_per_second": 3.0, "tflops": 1e-3, "mfu": None}
         place = {"step": step, "samples_seen": 8 * step, "learning_rate": 1e-3}
         lines.append(measured | speeds | place)
-    lines.append({"step": steps, "validation_loss": 0.5})
+    swapped = {"ema_swapped_words": {"shape": 0.1, "size": None}}
+    lines.append({"step": steps, "validation_loss": 0.5} | swapped)
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (folder / "metrics.jsonl").write_text(text + '{"step": 9')
     return folder
@@ -31,6 +32,7 @@ def test_the_x_axis_counts_steps_samples_or_hours(tmp_path: Path) -> None:
     assert history.curve("loss", "hours")[0] == [0.5, 1, 1.5, 2]
     assert history.curve("validation_loss", "samples") == ([32], [0.5])
     assert history.curve("mfu", "steps") == ([], [])
+    assert history.swapped_words("samples") == {"shape": ([32], [0.1])}
 
 
 def test_loss_by_time_is_that_of_the_end() -> None:
