@@ -1,4 +1,4 @@
-"""A tiny training run on synthetic batches, started by the tests under the deepspeed launcher.
+"""A tiny training run on synthetic batches, started by the tests; see `start_ranks`.
 
     deepspeed --num_gpus 2 tests/t2i/training/tiny_run.py FOLDER NAME:STEPS:STOP_AT:ZERO:PRECISION:KIND...
 
