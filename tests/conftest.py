@@ -1,6 +1,7 @@
 """Fixtures of several packages: a process group, a real S3 server on loopback, small checkpoints.
 
 There is one process group for all tests that train, because DeepSpeed remembers its first.
+Here, too, is how pytest-xdist shares the tests among its workers; see launch/test.sh.
 """
 
 from __future__ import annotations
@@ -9,13 +10,52 @@ import os
 import socket
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from data_pipeline.storage import StorageConfig
+
+SLOW_LEFT_OUT = pytest.StashKey[int]()
+
+
+def group_of(item: pytest.Item) -> str:
+    """What runs in one worker, one test after the other: an xdist_group, or else a file."""
+    marker = item.get_closest_marker("xdist_group")
+    return marker.args[0] if marker else item.nodeid.partition("::")[0]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Share tests by group, and begin with what has most slow tests: last, it would run alone."""
+    if not hasattr(config, "workerinput"):
+        return
+    slow = Counter(group_of(item) for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[group_of(item)])
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group_of(item)))
+
+
+def pytest_deselected(items: Sequence[pytest.Item]) -> None:
+    if items:
+        config, num_slow = items[0].config, sum("slow" in item.keywords for item in items)
+        config.stash[SLOW_LEFT_OUT] = config.stash.get(SLOW_LEFT_OUT, 0) + num_slow
+        if hasattr(config, "workeroutput"):
+            config.workeroutput["slow_left_out"] = config.stash[SLOW_LEFT_OUT]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Each worker has left out the same."""
+    node.config.stash[SLOW_LEFT_OUT] = getattr(node, "workeroutput", {}).get("slow_left_out", 0)
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if num_slow := config.stash.get(SLOW_LEFT_OUT, 0):
+        terminalreporter.write_line(f"{num_slow} slow tests were left out")
 
 
 @pytest.fixture(scope="session")
