@@ -10,8 +10,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# A worker per core, eight at most. The tests of a file, or of one xdist_group, run in one worker.
-arguments=(-n "$(env -u OMP_NUM_THREADS nproc)" --maxprocesses 8 --dist loadgroup --no-loadscope-reorder)
+# A worker per core, eight at most; tests/conftest.py says what they share.
+arguments=(-n "$(env -u OMP_NUM_THREADS nproc)" --maxprocesses 8 --dist loadscope --no-loadscope-reorder)
 case "${1:-}" in
     -h | --help) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit ;;
     --quick) arguments+=(-m "not slow"); shift ;;

@@ -22,21 +22,37 @@ from data_pipeline.storage import StorageConfig
 SLOW_LEFT_OUT = pytest.StashKey[int]()
 
 
-def group_of(item: pytest.Item) -> str:
-    """What runs in one worker, one test after the other: an xdist_group, or else a file."""
-    marker = item.get_closest_marker("xdist_group")
-    return marker.args[0] if marker else item.nodeid.partition("::")[0]
+# They start Ray clusters, and the README and the demo end every cluster of the machine.
+WITH_RAY = (
+    "tests/test_readme.py",
+    "tests/test_nano_end_to_end.py",
+    "tests/recaption/test_cli.py",
+    "tests/data_pipeline/test_jobs.py",
+)
 
 
-@pytest.hookimpl(tryfirst=True)
+def group_of(nodeid: str) -> str:
+    """Tests of one group run in one worker, one after the other: those of a file share its fixtures."""
+    file = nodeid.partition("::")[0]
+    return "ray" if file in WITH_RAY else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid)
+
+    return ByGroup(config, log)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Share tests by group, and begin with what has most slow tests: last, it would run alone."""
-    if not hasattr(config, "workerinput"):
-        return
-    slow = Counter(group_of(item) for item in items if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: -slow[group_of(item)])
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group_of(item)))
+    """Workers begin with the groups that have most slow tests: last, one would run alone."""
+    if hasattr(config, "workerinput"):
+        slow = Counter(group_of(item.nodeid) for item in items if item.get_closest_marker("slow"))
+        items.sort(key=lambda item: -slow[group_of(item.nodeid)])
 
 
 def pytest_deselected(items: Sequence[pytest.Item]) -> None:
