@@ -70,8 +70,9 @@ def pytest_testnodedown(node: Any) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    if num_slow := config.stash.get(SLOW_LEFT_OUT, 0):
-        terminalreporter.write_line(f"{num_slow} slow tests were left out")
+    num_slow = config.stash.get(SLOW_LEFT_OUT, 0)
+    if config.option.markexpr and num_slow:
+        terminalreporter.write_line(f"{num_slow} slow test(s) were left out")
 
 
 @pytest.fixture(scope="session")
