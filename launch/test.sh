@@ -1,10 +1,27 @@
 #!/usr/bin/env bash
-# Set up, then lint, type-check and run the whole test suite: bash launch/test.sh [pytest arguments]
+# Set up, then lint, type-check and run the tests, side by side on the machine's cores.
+#
+#   bash launch/test.sh              everything
+#   bash launch/test.sh --quick      without the tests marked "slow"; says how many were left out
+#   bash launch/test.sh [--quick] [pytest arguments]
+#
+# For example: tests/launch -x, -k resume, --durations=20; -n 0 runs one test after the other, as
+# --pdb needs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+
+# A worker per core, eight at most; tests/conftest.py says what they share.
+arguments=(-n "$(env -u OMP_NUM_THREADS nproc)" --maxprocesses 8 --dist loadscope --no-loadscope-reorder)
+case "${1:-}" in
+    -h | --help) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit ;;
+    --quick) arguments+=(-m "not slow"); shift ;;
+esac
+
 source launch/setup.sh test
 
 ruff format --check .
 ruff check .
 mypy
-python -m pytest "$@"
+# More threads than cores slow all of them down.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+python -m pytest "${arguments[@]}" "$@"

@@ -1,6 +1,7 @@
 """Fixtures of several packages: a process group, a real S3 server on loopback, small checkpoints.
 
 There is one process group for all tests that train, because DeepSpeed remembers its first.
+Here, too, is how pytest-xdist shares the tests among its workers; see launch/test.sh.
 """
 
 from __future__ import annotations
@@ -9,13 +10,69 @@ import os
 import socket
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from data_pipeline.storage import StorageConfig
+
+SLOW_LEFT_OUT = pytest.StashKey[int]()
+
+
+# They start Ray clusters, and the README and the demo end every cluster of the machine.
+WITH_RAY = (
+    "tests/test_readme.py",
+    "tests/test_nano_end_to_end.py",
+    "tests/recaption/test_cli.py",
+    "tests/data_pipeline/test_jobs.py",
+)
+
+
+def group_of(nodeid: str) -> str:
+    """Tests of one group run in one worker, one after the other: those of a file share its fixtures."""
+    file = nodeid.partition("::")[0]
+    return "ray" if file in WITH_RAY else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid)
+
+    return ByGroup(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Workers begin with the groups that have most slow tests: last, one would run alone."""
+    if hasattr(config, "workerinput"):
+        slow = Counter(group_of(item.nodeid) for item in items if item.get_closest_marker("slow"))
+        items.sort(key=lambda item: -slow[group_of(item.nodeid)])
+
+
+def pytest_deselected(items: Sequence[pytest.Item]) -> None:
+    if items:
+        config, num_slow = items[0].config, sum("slow" in item.keywords for item in items)
+        config.stash[SLOW_LEFT_OUT] = config.stash.get(SLOW_LEFT_OUT, 0) + num_slow
+        if hasattr(config, "workeroutput"):
+            config.workeroutput["slow_left_out"] = config.stash[SLOW_LEFT_OUT]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Each worker has left out the same."""
+    node.config.stash[SLOW_LEFT_OUT] = getattr(node, "workeroutput", {}).get("slow_left_out", 0)
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    num_slow = config.stash.get(SLOW_LEFT_OUT, 0)
+    if config.option.markexpr and num_slow:
+        terminalreporter.write_line(f"{num_slow} slow test(s) were left out")
 
 
 @pytest.fixture(scope="session")

@@ -378,6 +378,7 @@ def exit_or_fail(key: str) -> None:
         raise OSError(f"cannot do {key}")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_on_ray_a_poisonous_item_is_quarantined_and_all_else_is_done(tmp_path: Path) -> None:
     job = make_toy_job(str(tmp_path), exit_or_fail, num_shards=4)
@@ -395,6 +396,7 @@ def test_on_ray_a_poisonous_item_is_quarantined_and_all_else_is_done(tmp_path: P
     assert run_on_ray(job).num_skipped == 4
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_on_ray_faults_reach_the_one_who_started_the_job(tmp_path: Path) -> None:
     def on_load(shard_id: str) -> None:
@@ -412,6 +414,7 @@ def test_on_ray_faults_reach_the_one_who_started_the_job(tmp_path: Path) -> None
         run_on_ray(job, num_workers=1)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_on_ray_more_workers_than_the_cluster_holds_do_no_harm(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

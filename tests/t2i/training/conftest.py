@@ -1,4 +1,4 @@
-"""A micro-batch of small random latents, and tiny runs under the real deepspeed launcher."""
+"""A micro-batch of small random latents, and tiny runs on two processes."""
 
 from __future__ import annotations
 
@@ -40,16 +40,26 @@ def select_samples() -> Callable[[TrainingBatch, list[int]], TrainingBatch]:
 
 
 @pytest.fixture(scope="session")
-def launch_tiny_run() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Start `tiny_run.py` on two processes (CPU, gloo); it takes a folder and plans."""
+def start_two_processes() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a script beside this file on two processes (CPU, gloo): (name, arguments) -> its end."""
+
+    def start(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        here = Path(__file__).resolve().parent
+        environment = {**os.environ, "PYTHONPATH": str(here.parents[2]), "OMP_NUM_THREADS": "1"}
+        program = [str(here / "start_ranks.py"), "2", str(here / name)]
+        command = [sys.executable, *program, *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def launch_tiny_run(
+    start_two_processes: Callable[..., subprocess.CompletedProcess[str]],
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Start `tiny_run.py` on two processes; it takes a folder and plans."""
 
     def launch(folder: Path, *plans: str) -> subprocess.CompletedProcess[str]:
-        program = Path(__file__).with_name("tiny_run.py")
-        repository = str(Path(__file__).resolve().parents[3])
-        environment = {**os.environ, "PYTHONPATH": repository, "OMP_NUM_THREADS": "1"}
-        launcher = str(Path(sys.executable).with_name("deepspeed"))
-        options = ["--num_gpus", "2", "--master_port", str(20_000 + os.getpid() % 20_000)]
-        command = [sys.executable, launcher, *options, str(program), str(folder), *plans]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        return start_two_processes("tiny_run.py", str(folder), *plans)
 
     return launch

@@ -1,4 +1,4 @@
-"""Tiny runs that sample on their way, started by the tests under the deepspeed launcher.
+"""Tiny runs that sample on their way, started by the tests; see `start_ranks`.
 
     deepspeed --num_gpus 2 tests/t2i/training/sampled_run.py FOLDER NAME:STEPS:ZERO:PRECISION:KIND:EVERY...
 

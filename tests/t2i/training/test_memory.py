@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import runpy
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +20,17 @@ from t2i.training.memory import state_bytes, teacher_bytes
 from t2i.training.objectives.moving import MovingGuidance, make_objective
 from t2i.training.training_config import TrainingConfig
 
-REPO = Path(__file__).resolve().parents[3]
 CASES = ("1:bf16", "2:bf16", "3:bf16", "1:fp32", "2:fp32", "3:fp32")
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def measured(
+    tmp_path_factory: pytest.TempPathFactory,
+    start_two_processes: Callable[..., subprocess.CompletedProcess[str]],
+) -> list[dict[str, Any]]:
     """What each rank of a real run wrote."""
     folder = tmp_path_factory.mktemp("memory")
-    program = [str(Path(__file__).with_name("memory_run.py")), str(folder), *CASES]
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    done = subprocess.run(
-        [sys.executable, *launcher, *program],
-        env={**os.environ, "PYTHONPATH": str(REPO)},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    done = start_two_processes("memory_run.py", str(folder), *CASES)
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 

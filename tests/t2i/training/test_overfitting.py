@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -72,6 +73,7 @@ def draw(model: TRDiT, seeds: Sequence[int]) -> Tensor:
     return sample_latents({"main": model}, texts, make_guidance("none"), seeds, LATENT_SHAPE, 20)
 
 
+@pytest.mark.slow
 def test_four_images_are_learned_and_drawn_back(tmp_path: Path, process_group: None) -> None:
     """A model that did not see x_t would stay above 1, the variance of the noise; one that did not
     know which image is meant could not draw it. Seen: 2.0 -> 0.3, distances to the own image

@@ -1,18 +1,17 @@
 """Proves that a run does not depend on where it was stopped, to the bit with the same processes and to
 rounding when their number or the ZeRO stage changes in between.
 
-Two processes are started by the real deepspeed launcher (CPU, gloo), twice; their runs are
-`tiny_run.py`. What kill -9 does to the real command: tests/launch/test_kills.
+Two processes (CPU, gloo) are started twice; their runs are `tiny_run.py`. What kill -9 does to the
+real command: tests/launch/test_kills.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import random
 import runpy
 import subprocess
-import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +21,6 @@ from safetensors.torch import load_file
 from t2i.training.checkpoint import MANIFEST, TENSOR_KINDS, newest_checkpoint, power_kind
 
 TINY_RUN = Path(__file__).with_name("tiny_run.py")
-REPO = Path(__file__).resolve().parents[3]
 STEPS = 6
 ZERO_STAGES = (1, 2, 3)
 # ZeRO stages with two processes, with one, with two again
@@ -32,16 +30,6 @@ ROUNDING = 1e-3
 POWER_KINDS = (power_kind(0.05), power_kind(0.1))  # of tiny_run
 # Losses after a few steps of bf16, where another order of adding changes more: 1e-4 was seen.
 BF16_ROUNDING = 2e-3
-
-
-def launch(folder: Path, *plans: str) -> None:
-    """Run `tiny_run.py` on two processes."""
-    environment = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
-    launcher = str(Path(sys.executable).with_name("deepspeed"))
-    options = ["--num_gpus", "2", "--master_port", str(20_000 + os.getpid() % 20_000)]
-    command = [sys.executable, launcher, *options, str(TINY_RUN), str(folder), *plans]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def train_alone(folder: Path, stop_at: int, zero: int, precision: str) -> None:
@@ -97,7 +85,11 @@ def largest_difference(first: Path, second: Path) -> float:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, process_group: None) -> Path:
+def runs(
+    tmp_path_factory: pytest.TempPathFactory,
+    process_group: None,
+    launch_tiny_run: Callable[..., subprocess.CompletedProcess[str]],
+) -> Path:
     """Runs of six steps: straight, stopped at a random step, and moved 2 -> 1 -> 2 processes."""
     folder = tmp_path_factory.mktemp("runs")
     draws = random.Random(0)
@@ -115,10 +107,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory, process_group: None) -> Path:
         first += [f"{name}:{STEPS}:{away}:{zeros[0]}:{precision}:tr_dit"]
         alone += [(folder / name, back, zeros[1], precision)]
         second += [f"{name}:{STEPS}:0:{zeros[2]}:{precision}:tr_dit"]
-    launch(folder, *first)
+    done = launch_tiny_run(folder, *first)
+    assert done.returncode == 0, done.stdout + done.stderr
     for run, back, zero, precision in alone:
         train_alone(run, back, zero, precision)
-    launch(folder, *second)
+    done = launch_tiny_run(folder, *second)
+    assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
 

@@ -9,6 +9,7 @@ import os
 import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,11 +62,9 @@ def test_checkpoint_minutes_save_in_between_and_change_nothing_else(
 
 @pytest.mark.slow
 def test_two_processes_agree_when_to_save_and_survive_what_keeps_one_from_it(
-    tmp_path: Path,
+    tmp_path: Path, start_two_processes: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
-    port = str(20_000 + os.getpid() % 20_000)
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", port]
-    done = start(*launcher, str(HERE / "saving_runs.py"), "disturb", str(tmp_path))
+    done = start_two_processes("saving_runs.py", "disturb", str(tmp_path))
     assert done.returncode != 0, "the third run cannot have written its last checkpoint"
     log = done.stderr
     assert "AssertionError" not in log, log

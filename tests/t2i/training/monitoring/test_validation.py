@@ -4,10 +4,9 @@ two processes, and that a run which samples stays the same to the bit."""
 from __future__ import annotations
 
 import json
-import os
 import runpy
 import subprocess
-import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,6 @@ from t2i.training.run import Run
 from t2i.training.trainer import train
 
 HERE = Path(__file__).resolve().parents[1]
-REPO = HERE.parents[2]
 SAMPLED = runpy.run_path(str(HERE / "sampled_run.py"))
 TINY = SAMPLED["TINY"]
 
@@ -123,14 +121,11 @@ def test_black_pictures_are_no_samples_and_no_end_of_the_run(
 
 
 @pytest.mark.slow
-def test_two_processes_sample_the_sharded_average(tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
-    launcher = str(Path(sys.executable).with_name("deepspeed"))
-    options = ["--num_gpus", "2", "--master_port", str(20_000 + os.getpid() % 20_000)]
+def test_two_processes_sample_the_sharded_average(
+    tmp_path: Path, start_two_processes: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
     plans = ("silent:2:3:fp32:tr_dit:0", "sampled:2:3:fp32:tr_dit:1")
-    script = str(HERE / "sampled_run.py")
-    command = [sys.executable, launcher, *options, script, str(tmp_path), *plans]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    done = start_two_processes("sampled_run.py", str(tmp_path), *plans)
     assert done.returncode == 0, done.stdout + done.stderr
     assert_same_bits(tmp_path / "silent", tmp_path / "sampled")
 

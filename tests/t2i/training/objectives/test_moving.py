@@ -6,10 +6,9 @@ interruptions or on the number of processes."""
 from __future__ import annotations
 
 import json
-import os
 import runpy
 import subprocess
-import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,6 @@ from t2i.training.objectives.model_guidance_config import (
 from t2i.training.run import Run
 from t2i.training.trainer import train
 
-REPO = Path(__file__).resolve().parents[4]
 TINY_RUN = Path(__file__).parents[1] / "tiny_run.py"
 TINY: dict[str, Any] = runpy.run_path(str(TINY_RUN))
 # Adam turns rounding errors of tiny gradients into a share of the learning rate, here 1e-2.
@@ -244,15 +242,15 @@ def test_a_label_that_the_model_lacks_names_the_sample(
 
 
 @pytest.mark.slow
-def test_two_processes_then_one_train_like_one_alone(tmp_path: Path, process_group: None) -> None:
-    """Started by the real deepspeed launcher; sharded teacher at ZeRO 3, lambda over ranks."""
+def test_two_processes_then_one_train_like_one_alone(
+    tmp_path: Path,
+    process_group: None,
+    launch_tiny_run: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    """Sharded teacher at ZeRO 3, lambda over ranks."""
     cases = {"tr_dit-strong": 3, "sit-guided": 1, "mask_dit-masked": 2}
-    environment = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
-    launcher = str(Path(sys.executable).with_name("deepspeed"))
-    options = ["--num_gpus", "2", "--master_port", str(20_000 + os.getpid() % 20_000)]
     plans = [f"{kind}:6:3:{zero}:fp32:{kind}" for kind, zero in cases.items()]
-    command = [sys.executable, launcher, *options, str(TINY_RUN), str(tmp_path), *plans]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    done = launch_tiny_run(tmp_path, *plans)
     assert done.returncode == 0, done.stdout + done.stderr
     for kind, zero in cases.items():
         assert train(make_run(tmp_path / kind, 6, kind, zero))
