@@ -261,28 +261,12 @@ def _import_deepspeed() -> Any:
     import deepspeed.ops
     from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
 
-    _import_muon_uncompiled()
     deepspeed.ops.__compatible_ops__ = {}
     if _RefusingAdamW not in ZERO_SUPPORTED_OPTIMIZERS:
         ZERO_SUPPORTED_OPTIMIZERS.append(_RefusingAdamW)  # as torch's AdamW is
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     return deepspeed
-
-
-def _import_muon_uncompiled() -> None:
-    """Import an optimizer that DeepSpeed imports in any case, but that is not used here.
-
-    To compile it would import all of torch's compiler, a second in each process.
-    """
-    from deepspeed.runtime import compiler
-
-    original = compiler.compile
-    compiler.compile = lambda **settings: lambda function: function
-    try:
-        import deepspeed.runtime.zero.muon.original_muon  # noqa: F401
-    finally:
-        compiler.compile = original
 
 
 def _single_process_environment() -> dict[str, str]:
