@@ -163,13 +163,13 @@ def _draw_loss_by_time(axes: Axes, histories: Sequence[History]) -> None:
 
 def _draw_swapped_words(axes: Axes, histories: Sequence[History], x: str) -> None:
     """A colour for each group of words, a style of line for each run."""
-    groups = dict.fromkeys(name for history in histories for name in history.swapped_words(x))
+    colors: dict[str, str] = {}
     for number, history in enumerate(histories):
         style = ("-", "--", ":", "-.")[number % 4]
-        for color, group in enumerate(groups):
-            if group in (curves := history.swapped_words(x)):
-                label = group if number == 0 else None
-                axes.plot(*curves[group], f"C{color}{style}", marker=".", label=label)
+        for group, curve in history.swapped_words(x).items():
+            label = None if group in colors else group
+            color = colors.setdefault(group, f"C{len(colors)}")
+            axes.plot(*curve, f"{color}{style}", marker=".", label=label)
     axes.set_title("loss of the average with swapped words, relative excess")
     axes.set_xlabel(X_LABELS[x])
     axes.legend()
