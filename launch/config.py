@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError
 
 from t2i.config import ConfigError, Section
 
@@ -91,16 +91,6 @@ class LaunchConfig(Section):
     # A run that goes on with another order of its data (other shards, weights, seed, batch): refuse,
     # or accept that samples may be seen twice or not at all.
     changed_data: Literal["refuse", "accept"] = "refuse"
-
-    @model_validator(mode="after")
-    def _swaps_are_measured(self) -> LaunchConfig:
-        if self.validation_swaps and (self.model != "tr_dit" or not self.validation_samples):
-            raise ValueError(
-                "validation_swaps are words of held-out captions: they need model tr_dit and "
-                f"validation_samples above 0, not {self.model} and {self.validation_samples}; set "
-                "them, or validation_swaps to null"
-            )
-        return self
 
     def stage(self, number: Literal[1, 2]) -> StageConfig:
         """The stage by its number on the command line."""

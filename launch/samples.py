@@ -1,4 +1,4 @@
-"""What a run samples on its way (`t2i.training.sample_every`), from the config. Torch comes late."""
+"""What a run samples and swaps on its way to see what it has learned, from the config. Torch comes late."""
 
 from __future__ import annotations
 
@@ -51,6 +51,20 @@ def check_samples(sections: BackboneSections, training: TrainingConfig) -> None:
                 f"launch.train.validation_guidance: {method} drops tokens, but t2i.models.{name}."
                 "routes is empty; leave it out, or name a route"
             )
+
+
+def check_swaps(launch: LaunchConfig) -> None:
+    """Refuse words to swap where there are no held-out captions.
+
+    Raises:
+        ConfigError: names the keys and the ways out.
+    """
+    if launch.validation_swaps and (launch.model != "tr_dit" or not launch.validation_samples):
+        raise ConfigError(
+            "launch.train.validation_swaps are words of held-out captions: they need model tr_dit and "
+            f"validation_samples above 0, not {launch.model} and {launch.validation_samples}; set "
+            "these, or validation_swaps to null"
+        )
 
 
 def build_samples(

@@ -50,7 +50,7 @@ from launch.resuming import (
     go_back_together,
     set_aside_snapshots,
 )
-from launch.samples import build_samples, check_samples
+from launch.samples import build_samples, check_samples, check_swaps
 from launch.uploads import RemoteCheckpoints, uploading
 from t2i.config import (
     ConfigError,
@@ -125,6 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     loader = stage_section(config.loader, stage.loader, f"{key}.loader")
     check_fits(config, training, loader)
     check_samples(config, training)
+    check_swaps(config.launch)
     if config.launch.upload is not None:
         config.launch.upload.check_fits(training.timeout_minutes)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from launch.backbones import build_text_encoder
-from launch.samples import build_samples, check_samples, prompts_of
+from launch.samples import build_samples, check_samples, check_swaps, prompts_of
 from launch.train_t2i import Config
 from t2i.config import ConfigError, load_config
 
@@ -44,6 +44,21 @@ def test_what_cannot_be_sampled_is_one_line(overrides: tuple[str, ...], message:
 def test_the_prompts_of_the_configs_can_be_sampled(path: str) -> None:
     config = load(ON, path=path)
     check_samples(config, config.training)
+
+
+@pytest.mark.parametrize(
+    ("override", "found"),
+    [
+        ("launch.train.validation_samples=0", "not tr_dit and 0"),
+        ("launch.train.model=sit", "not sit and 256"),
+    ],
+)
+def test_words_are_swapped_only_where_there_are_held_out_captions(
+    override: str, found: str
+) -> None:
+    check_swaps(load(path="nano_training").launch)
+    with pytest.raises(ConfigError, match=f"{found}; set these, or validation_swaps to null"):
+        check_swaps(load(override, path="nano_training").launch)
 
 
 def test_prompts_may_be_a_file(tmp_path: Path) -> None:
