@@ -207,8 +207,8 @@ class TRDiT(nn.Module):
         return cls(config)
 
     def compile_blocks(self, backend: str = "inductor") -> None:
-        """Compile the blocks in place, see `compile_each`."""
-        compile_each(self.blocks, backend)
+        """Compile the blocks and the refiner's in place, see `compile_each`."""
+        compile_each([*self.blocks, *self.refiner.blocks], backend)
 
     def prepare_text(self, text_BLE: Tensor, mask_BL: Tensor) -> TextContext:
         """Refine the text and compute every block's keys and values.
