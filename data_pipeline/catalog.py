@@ -38,6 +38,10 @@ class Catalog(Protocol):
         """What the latents were made with, if known."""
 
     @property
+    def is_mirrored(self) -> bool:
+        """Whether there are latents of the mirrored pictures too."""
+
+    @property
     def num_samples(self) -> int:
         """All samples, whether or not they take part."""
 
@@ -79,6 +83,10 @@ class LatentsCatalog:
     @property
     def vae(self) -> str | None:
         return (self.latents.fingerprint() or {}).get("vae")
+
+    @property
+    def is_mirrored(self) -> bool:
+        return (self.latents.fingerprint() or {}).get("mirrored", False) is True
 
     def shard_name(self, shard: int) -> str:
         return f"{self.url}/{self.manifests[shard].shard_key}"

@@ -20,6 +20,7 @@ import numpy as np
 from data_pipeline.manifest import StepOutput
 from data_pipeline.shards import BLOCK, ShardIndex
 
+MOMENTS_PART, MIRRORED_PART = "npy", "mirrored.npy"
 NPY_HEADER_GUESS = 128  # bytes of a header that np.save writes for a few dimensions
 TAR_NAME_LENGTH = 100
 USTAR_MAGIC = slice(257, 262)
@@ -50,7 +51,7 @@ class LatentShard:
     file: BinaryIO
     index: ShardIndex
     members: Mapping[str, np.ndarray]
-    moments_part: str = "npy"
+    moments_part: str = MOMENTS_PART
     facts_part: str = "json"
     made: str = "committed"
     way_out: str = "restore the file, or make the shard again"
@@ -59,8 +60,12 @@ class LatentShard:
         """Of one sample's moments: (2C, h, w). Raises `BadShardError`."""
         return self._shape(int(self.members[bucket][member]))
 
-    def read(self, bucket: str, member: int, moments: np.ndarray) -> LatentSample:
+    def read(
+        self, bucket: str, member: int, moments: np.ndarray, is_mirrored: bool = False
+    ) -> LatentSample:
         """Read one of the bucket's samples; its moments into ``moments``, float16 (2C, h, w).
+
+        ``is_mirrored``: those of the mirrored picture, which the shard must have.
 
         Raises:
             BadShardError: the file is not what was committed.
@@ -68,9 +73,11 @@ class LatentShard:
         """
         sample = int(self.members[bucket][member])
         if self.moments_part.endswith("npz"):
-            self._fill_moments(sample, self._npz(sample), moments)
+            array = self._npz(sample)
+            self._require_shape(sample, self.moments_part, array.shape, moments)
+            moments[...] = array
         else:
-            self._read_moments(sample, moments)
+            self._read_moments(sample, MIRRORED_PART if is_mirrored else self.moments_part, moments)
         return self.facts(bucket, member)
 
     def facts(self, bucket: str, member: int) -> LatentSample:
@@ -82,26 +89,24 @@ class LatentShard:
         except ValueError as error:
             raise self._bad(sample, self.facts_part, error) from None
 
-    def _read_moments(self, sample: int, moments: np.ndarray) -> None:
+    def _read_moments(self, sample: int, part: str, moments: np.ndarray) -> None:
         """Header and array by one system call, the latter to where it shall be."""
-        _, length = self.index.span(sample, self.moments_part)
+        _, length = self.index.span(sample, part)
         header_length = length - moments.nbytes
         if header_length > 0:
             head = bytearray(BLOCK + header_length)
-            self._fill(sample, self.moments_part, head, moments)
+            self._fill(sample, part, head, moments)
             if is_npy_header(bytes(head[BLOCK:]), moments.shape):
                 return
-        self._require_shape(sample, self._shape(sample), moments)
-        raise self._bad(sample, self.moments_part, "its length is not that of its array")
+        self._require_shape(sample, part, self._npy_shape(sample, part), moments)
+        raise self._bad(sample, part, "its length is not that of its array")
 
-    def _fill_moments(self, sample: int, array: np.ndarray, moments: np.ndarray) -> None:
-        self._require_shape(sample, array.shape, moments)
-        moments[...] = array
-
-    def _require_shape(self, sample: int, shape: tuple[int, ...], moments: np.ndarray) -> None:
+    def _require_shape(
+        self, sample: int, part: str, shape: tuple[int, ...], moments: np.ndarray
+    ) -> None:
         if shape != moments.shape:
             raise ValueError(
-                f"latents of one bucket differ in shape: {self._name(sample, self.moments_part)} "
+                f"latents of one bucket differ in shape: {self._name(sample, part)} "
                 f"of {self.path} has {shape}, others have {moments.shape}; make both with the "
                 "same VAE"
             )
@@ -109,13 +114,16 @@ class LatentShard:
     def _shape(self, sample: int) -> tuple[int, ...]:
         if self.moments_part.endswith("npz"):
             return self._npz(sample).shape
-        _, length = self.index.span(sample, self.moments_part)
+        return self._npy_shape(sample, self.moments_part)
+
+    def _npy_shape(self, sample: int, part: str) -> tuple[int, ...]:
+        _, length = self.index.span(sample, part)
         head = bytearray(BLOCK + min(length, NPY_HEADER_GUESS))
-        self._fill(sample, self.moments_part, head)
+        self._fill(sample, part, head)
         try:
             return npy_header(bytes(head[BLOCK:]))[0]
         except ValueError as error:
-            raise self._bad(sample, self.moments_part, error) from None
+            raise self._bad(sample, part, error) from None
 
     def _npz(self, sample: int) -> np.ndarray:
         try:

@@ -22,7 +22,7 @@ import functools
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ from pydantic import Field, field_validator
 from data_pipeline.fingerprint import model_fingerprint, output_fingerprint
 from data_pipeline.images import IMAGE_EXTENSIONS, ImageConfig, ImageError, decode_image
 from data_pipeline.jobs import Job, JobsConfig, run_job
+from data_pipeline.latent_shards import MIRRORED_PART, MOMENTS_PART
 from data_pipeline.ledger import Outcome, Row
 from data_pipeline.manifest import StepOutput
 from data_pipeline.shards import Sample
@@ -62,6 +63,9 @@ class LatentsConfig(Section):
     """Side of the square bucket in pixels; the others have about as many pixels."""
     aspects: tuple[str, ...] = Field(default=("1:1",), min_length=1)
     """Aspect ratios of the buckets, "WIDTH:HEIGHT"."""
+    mirrored: bool = False
+    """Encode each picture mirrored left to right as well, for data_pipeline.loader.horizontal_flips;
+    takes twice the time and space."""
     max_upscale: float | None = Field(default=None, ge=1)
     """Filter pictures that would have to be scaled up by more ("upscaled"); None = keep all."""
     batch_size: int = Field(default=16, ge=1)
@@ -189,9 +193,13 @@ class LatentsStep:
             else:
                 crops.setdefault(crop.bucket, []).append(crop)
         for of_bucket in crops.values():
-            moments = self._encode(of_bucket)
-            for crop, array in zip(of_bucket, moments, strict=True):
-                outcomes[crop.item.key] = latents_outcome(crop, array)
+            pixels_BHW3 = np.stack([crop.pixels for crop in of_bucket])
+            parts = {MOMENTS_PART: self._encode(pixels_BHW3)}
+            if self.config.mirrored:
+                parts[MIRRORED_PART] = self._encode(pixels_BHW3[:, :, ::-1].copy())
+            for row, crop in enumerate(of_bucket):
+                arrays = {name: moments[row] for name, moments in parts.items()}
+                outcomes[crop.item.key] = latents_outcome(crop, arrays)
         return [outcomes[item.key] for item in items]
 
     def _crop(self, item: CaptionedImage) -> Crop | Row:
@@ -210,12 +218,11 @@ class LatentsStep:
         pixels = np.asarray(fit_to_bucket(image, bucket))
         return Crop(item, pixels, bucket, image.width, image.height)
 
-    def _encode(self, crops: Sequence[Crop]) -> np.ndarray:
-        """Moments float16 (B, 2C, h, w) of pictures of one size."""
+    def _encode(self, pixels_BHW3: np.ndarray) -> np.ndarray:
+        """Moments float16 (B, 2C, h, w) of pictures of one size, uint8."""
         import torch
 
-        pixels_BHW3 = torch.from_numpy(np.stack([crop.pixels for crop in crops]))
-        images_B3HW = pixels_BHW3.permute(0, 3, 1, 2).float() / 127.5 - 1
+        images_B3HW = torch.from_numpy(pixels_BHW3).permute(0, 3, 1, 2).float() / 127.5 - 1
         return self.vae.encode_moments(images_B3HW).cpu().half().numpy()
 
 
@@ -230,13 +237,14 @@ def image_label(sample: Sample) -> int | None:
     return label
 
 
-def latents_outcome(crop: Crop, moments: np.ndarray) -> Outcome:
-    """The outcome of an encoded picture; failed with "non_finite" when float16 cannot hold it."""
+def latents_outcome(crop: Crop, moments: Mapping[str, np.ndarray]) -> Outcome:
+    """The outcome of an encoded picture; failed with "non_finite" when float16 cannot hold it.
+
+    ``moments``: float16 (2C, h, w) by the part of the sample that they become.
+    """
     key, bucket = crop.item.key, str(crop.bucket)
-    if not np.isfinite(moments).all():
+    if not all(np.isfinite(array).all() for array in moments.values()):
         return Outcome(Row(key, "failed", "non_finite"))
-    buffer = io.BytesIO()
-    np.save(buffer, moments)
     facts = {
         "captions": crop.item.captions,
         "width": crop.width,
@@ -247,7 +255,15 @@ def latents_outcome(crop: Crop, moments: np.ndarray) -> Outcome:
         facts["label"] = crop.item.label
     text = json.dumps(facts, ensure_ascii=False).encode()
     row = Row(key, "ok", columns={"bucket": bucket})
-    return Outcome(row, Sample(key, {"npy": buffer.getvalue(), "json": text}))
+    arrays = {name: npy_bytes(array) for name, array in moments.items()}
+    return Outcome(row, Sample(key, {**arrays, "json": text}))
+
+
+def npy_bytes(array: np.ndarray) -> bytes:
+    """An array as a .npy file."""
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
 
 
 def make_step(config: LatentsConfig, vae: VAEConfig, storage: StorageConfig) -> LatentsStep:
@@ -299,6 +315,8 @@ def fingerprint(
 ) -> dict[str, Any]:
     """The settings that decide the latents."""
     elsewhere = {"images", "captions", "output", "batch_size", "device"}
+    if not config.mirrored:  # as before there was the choice
+        elsewhere.add("mirrored")
     return {
         "images": output_fingerprint(images),
         "captions": output_fingerprint(captions) if captions else None,

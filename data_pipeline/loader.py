@@ -209,6 +209,8 @@ class LatentBatches(Dataset[Delivery]):
         self.config, self.seed, self.share = config, seed, share
         self.catalogs = [open_catalog(dataset, config, storage) for dataset in config.datasets]
         require_one_vae(self.catalogs)
+        if config.horizontal_flips:
+            require_mirrored(self.catalogs)
         self.counts = [
             DatasetCounts(dataset.weight, catalog.counts())
             for dataset, catalog in zip(config.datasets, self.catalogs, strict=True)
@@ -232,9 +234,10 @@ class LatentBatches(Dataset[Delivery]):
         step, places = self.share.locate(number)
         if self.global_batch is None or self.global_batch.step != step:
             self.global_batch = self.order.batch(step)
-        reading = self.reader.read(self.global_batch, places)
         first_id = step * self.share.global_batch
         sample_ids = torch.arange(first_id + places.start, first_id + places.stop)
+        are_mirrored = draw_mirrored(self.config, self.seed, step, sample_ids)
+        reading = self.reader.read(self.global_batch, places, are_mirrored)
         samples = reading.samples
         dropped = draw_dropped(self.config, self.seed, step, sample_ids)
         batch = TrainingBatch(
@@ -259,6 +262,13 @@ class LatentBatches(Dataset[Delivery]):
             f"{len(self.catalogs)} dataset(s)) of {names} px, in "
             f"{num_samples / self.share.global_batch:.1f} steps of {self.share.global_batch}"
         )
+
+
+def draw_mirrored(config: LoaderConfig, seed: int, step: int, sample_ids: Tensor) -> list[bool]:
+    """Which samples are their mirrored pictures: half of them, under ``horizontal_flips``."""
+    if not config.horizontal_flips:
+        return [False] * len(sample_ids)
+    return [draw < 0.5 for draw in rng.uniform(seed, "flip", step, sample_ids, ()).tolist()]
 
 
 def draw_dropped(config: LoaderConfig, seed: int, step: int, sample_ids: Tensor) -> list[bool]:
@@ -297,6 +307,17 @@ def stack_labels(samples: Sequence[LatentSample], dropped: Sequence[bool]) -> Te
             )
     pairs = zip(samples, dropped, strict=True)
     return torch.tensor([DROPPED if is_dropped else sample.label for sample, is_dropped in pairs])
+
+
+def require_mirrored(catalogs: Sequence[Catalog]) -> None:
+    """Raise ValueError when a dataset has no latents of mirrored pictures."""
+    for catalog in catalogs:
+        if not catalog.is_mirrored:
+            raise ValueError(
+                f"data_pipeline.loader.horizontal_flips: {catalog.url} has no latents of mirrored "
+                "pictures; make it anew with data_pipeline.latents.mirrored true, or set "
+                "horizontal_flips to false"
+            )
 
 
 def require_one_vae(catalogs: Sequence[Catalog]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from t2i.config import Section
 
@@ -28,6 +28,9 @@ class LoaderConfig(Section):
     """How likely each caption is: detailed, several sentences, one sentence, keywords."""
     caption_dropout: float = Field(default=0.1, ge=0, le=1)
     """How likely a sample is trained without caption and label (the null condition of guidance)."""
+    horizontal_flips: bool = False
+    """Take half of the pictures mirrored left to right, drawn by sample; for models of classes:
+    captions tell left from right. Needs data_pipeline.latents.mirrored."""
     labels: bool = False
     """Read each sample's class from its json (key "label"); class-conditional models need it."""
     window_shards: int = Field(default=16, ge=1)
@@ -53,6 +56,15 @@ class LoaderConfig(Section):
         if not datasets:
             raise ValueError("name at least one dataset, e.g. {path: outputs/nano/latents}")
         return datasets
+
+    @model_validator(mode="after")
+    def _flips_have_no_captions(self) -> LoaderConfig:
+        if self.horizontal_flips and not self.labels:
+            raise ValueError(
+                "horizontal_flips would make captions wrong that tell left from right; set labels "
+                "to true for a model of classes, or horizontal_flips to false"
+            )
+        return self
 
     @field_validator("caption_levels")
     @classmethod

@@ -64,8 +64,8 @@ class SampleReader:
     retry_minutes: float
     shards: dict[tuple[int, int], LatentShard | Exception] = field(default_factory=dict)
 
-    def read(self, batch: GlobalBatch, places: slice) -> Reading:
-        """The samples of ``places`` of a global batch.
+    def read(self, batch: GlobalBatch, places: slice, are_mirrored: Sequence[bool]) -> Reading:
+        """The samples of ``places`` of a global batch, and of which pictures the mirrored ones.
 
         Raises:
             FileNotFoundError, BadShardError: a shard is gone, cut or changed, and none is skipped
@@ -78,8 +78,9 @@ class SampleReader:
         reasons: dict[str, str] = {}
         replaced: Counter[str] = Counter()
         samples = []
-        for place, row in zip(range(places.start, places.stop), moments.numpy(), strict=True):
-            read = functools.partial(LatentShard.read, moments=row)
+        numbers = range(places.start, places.stop)
+        for place, row, is_mirrored in zip(numbers, moments.numpy(), are_mirrored, strict=True):
+            read = functools.partial(LatentShard.read, moments=row, is_mirrored=is_mirrored)
             samples.append(self._first_readable(batch, place, read, reasons, replaced))
         bad_shards = [BadShard(name, reason, replaced[name]) for name, reason in reasons.items()]
         return Reading(moments, samples, bad_shards)

@@ -74,6 +74,10 @@ class TarCatalog:
         return self.storage.url
 
     @property
+    def is_mirrored(self) -> bool:
+        return False
+
+    @property
     def num_samples(self) -> int:
         """All samples, whether or not they take part."""
         return sum(sum(of_tar.values()) for of_tar in self.sizes)

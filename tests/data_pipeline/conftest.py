@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -10,6 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
+from data_pipeline.latents import npy_bytes
 from data_pipeline.ledger import Outcome, Row
 from data_pipeline.manifest import StepOutput
 from data_pipeline.shards import Sample
@@ -48,7 +48,8 @@ def _one_bucket(number: int) -> str:
 def write_latents() -> Callable[..., list[str]]:
     """A function that writes a latents folder as the step does, and gives its keys.
 
-    A sample's moments are full of its number in the folder; its captions are "KEY level 0" ... 3.
+    A sample's moments are full of its number in the folder, those of its mirrored picture of minus
+    that; its captions are "KEY level 0" ... 3.
     Each shard's ledger begins with a failed row.
     """
 
@@ -59,16 +60,17 @@ def write_latents() -> Callable[..., list[str]]:
         storage: StorageConfig | None = None,
         vae: str = "test",
         label_of: Callable[[int], object] | None = None,
+        is_mirrored: bool = False,
     ) -> list[str]:
         output, keys = StepOutput.open(url, storage), []
-        output.begin({"vae": vae})
+        output.begin({"vae": vae} | ({"mirrored": True} if is_mirrored else {}))
         for shard, size in enumerate(sizes):
             with output.writer(f"{shard:05d}", {"bucket": "string"}, ["bucket"]) as writer:
                 writer.add(Outcome(Row(f"{shard:05d}000000", "failed", "undecodable")))
                 for row in range(1, size + 1):
                     key, number = f"{shard:05d}{row:06d}", len(keys)
                     bucket = bucket_of(number)
-                    sample = latents_sample(key, number, bucket, label_of)
+                    sample = latents_sample(key, number, bucket, label_of, is_mirrored)
                     writer.add(Outcome(Row(key, "ok", columns={"bucket": bucket}), sample))
                     keys.append(key)
                 writer.commit()
@@ -78,15 +80,22 @@ def write_latents() -> Callable[..., list[str]]:
 
 
 def latents_sample(
-    key: str, number: int, bucket: str, label_of: Callable[[int], object] | None
+    key: str,
+    number: int,
+    bucket: str,
+    label_of: Callable[[int], object] | None,
+    is_mirrored: bool,
 ) -> Sample:
-    buffer = io.BytesIO()
-    np.save(buffer, np.full(MOMENTS_SHAPES[bucket], number, np.float16))
+    numbers = {"npy": number, **({"mirrored.npy": -number} if is_mirrored else {})}
+    arrays = {
+        name: npy_bytes(np.full(MOMENTS_SHAPES[bucket], value, np.float16))
+        for name, value in numbers.items()
+    }
     captions = [f"{key} level {level}" for level in range(4)]
     facts: dict[str, object] = {"captions": captions, "bucket": bucket}
     if label_of is not None:
         facts["label"] = label_of(number)
-    return Sample(key, {"npy": buffer.getvalue(), "json": json.dumps(facts).encode()})
+    return Sample(key, {**arrays, "json": json.dumps(facts).encode()})
 
 
 @pytest.fixture

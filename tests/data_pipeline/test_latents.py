@@ -21,6 +21,7 @@ from data_pipeline.latents import (
     Bucket,
     LatentsConfig,
     LatentsStep,
+    fingerprint,
     fit_to_bucket,
     main,
     make_job,
@@ -194,6 +195,28 @@ def test_a_sample_holds_moments_captions_and_sizes(tmp_path: Path) -> None:
         moments = np.load(io.BytesIO(outcome.sample.parts["npy"]))
         assert (moments.dtype, moments.shape) == (np.float16, shape)
         np.testing.assert_array_equal(moments[:, 3, 3], color * 2)
+
+
+def test_mirrored_pictures_are_encoded_beside_the_others(tmp_path: Path) -> None:
+    """The left half of the picture is red: of the mirrored one the right half."""
+    half = Image.new("RGB", (128, 128), "blue")
+    half.paste("red", (0, 0, 64, 128))
+    write_images(str(tmp_path / "images"), {"a": encode_image(half, "png", 95)})
+    config = configure(tmp_path, captions=None, mirrored=True)
+    sample = run(config)["a"].sample
+    assert sample is not None
+    as_it_is, mirrored = (
+        np.load(io.BytesIO(sample.parts[name])) for name in ("npy", "mirrored.npy")
+    )
+    np.testing.assert_array_equal(as_it_is[:3, 0, 3], [1, -1, -1])
+    np.testing.assert_array_equal(mirrored, as_it_is[:, :, ::-1])
+    plain = configure(tmp_path, captions=None)
+    assert "mirrored.npy" not in (run(plain)["a"].sample or sample).parts
+    images = StepOutput.open(plain.images)
+    assert fingerprint(config, VAEConfig(), images, None) == {
+        **fingerprint(plain, VAEConfig(), images, None),
+        "mirrored": True,
+    }
 
 
 def test_shards_without_captions_wait_for_them(

@@ -146,6 +146,39 @@ def test_whatever_stops_and_world_sizes_the_global_batches_are_those_of_a_straig
     check()
 
 
+def test_half_of_the_pictures_are_mirrored_where_flips_are_asked(
+    tmp_path: Path, write_latents: Writer
+) -> None:
+    """By sample, so at any world size alike; captions, order and noise do not notice."""
+    url = str(tmp_path / "latents")
+    write_latents(url, SIZES, label_of=lambda number: number % 3, is_mirrored=True)
+    plain = configure(url, labels=True)
+    flipped = plain.model_copy(update={"horizontal_flips": True})
+    found, straight = batches(flipped, 40), batches(plain, 40)
+    assert keys(found) == keys(straight)
+    signs = [
+        (batch.moments == other.moments).flatten(1).all(1)
+        for batch, other in zip(found, straight, strict=True)
+    ]
+    assert all(
+        torch.equal(batch.moments.abs(), other.moments)
+        for batch, other in zip(found, straight, strict=True)
+    )
+    assert 0.4 < torch.cat(signs).float().mean() < 0.6
+    assert samples(batches(flipped, 8, 0, 2, 2)) == samples(batches(flipped, 8, micro_batch=8))
+
+
+def test_flips_need_mirrored_latents_and_labels(latents: str) -> None:
+    """Captions tell left from right."""
+    config = configure(latents, labels=True, horizontal_flips=True)
+    with pytest.raises(
+        ValueError, match=r"latents of mirrored .* data_pipeline\.latents\.mirrored"
+    ):
+        batches(config, 1)
+    with pytest.raises(ValueError, match="tell left from right"):
+        configure(latents, horizontal_flips=True)
+
+
 def test_workers_change_nothing(latents: str) -> None:
     assert samples(batches(configure(latents, num_workers=2), 6)) == samples(
         batches(configure(latents), 6)
