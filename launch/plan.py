@@ -171,6 +171,7 @@ def describe_saving(job: Job) -> str:
     """Bytes of one stage's checkpoints and snapshots."""
     training, num_parameters = job.training, sum(parameter_sizes(job.model))
     gigabytes, kept = checkpoint_bytes(num_parameters, training) / 1e9, training.keep_checkpoints
+    kept += len(training.keep_at)
     line = f"A checkpoint of {job.name}: {gigabytes:.1f} GB; {kept} kept: {kept * gigabytes:.0f} GB"
     if training.snapshot_every:
         line += f"; all snapshots: {snapshots_bytes(num_parameters, training) / 1e9:,.0f} GB"

@@ -26,7 +26,7 @@ IRRELEVANT = (
     *("t2i.training.steps", "t2i.training.micro_batch", "t2i.training.zero_stage"),
     *("t2i.training.timeout_minutes", "t2i.training.peak_tflops", "t2i.training.wandb"),
     *("t2i.training.checkpoint_every", "t2i.training.checkpoint_minutes"),
-    *("t2i.training.keep_checkpoints", "t2i.training.snapshot_every"),
+    *("t2i.training.keep_checkpoints", "t2i.training.keep_at", "t2i.training.snapshot_every"),
     *("t2i.training.log_every", "t2i.training.communication_every"),
     *("t2i.training.validate_every", "t2i.training.sample_every"),
     *("data_pipeline.loader.num_workers", "data_pipeline.loader.prefetch"),

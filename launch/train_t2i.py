@@ -199,7 +199,9 @@ def train_stage(
             f"{wanted.micro_batch} does not divide a process's share of {training.global_batch}"
         )
     upload, folder = config.launch.upload, Path(stage.folder)
-    copies = RemoteCheckpoints(upload, number, config.storage) if upload is not None else None
+    copies = None
+    if upload is not None:
+        copies = RemoteCheckpoints(upload, number, config.storage, training.keep_at)
     saved = find_checkpoint(folder, copies.fetch_newer if copies is not None else None)
     with uploading(copies, folder, saved) if copies is not None else nullcontext() as on_checkpoint:
         if saved is not None and saved.state.step >= training.steps:

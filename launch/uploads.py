@@ -6,9 +6,10 @@
                                       the copy counts no more, and stays until its step is sent again
 
 Neither an outage nor a slow line stops training: a checkpoint that waits while another one is being
-sent gives way to a newer one, and what failed is tried again until a newer one is there. The files
-being sent are hard links, so a run may remove its old checkpoints at any time; the disk must have
-room for two more than ``keep_checkpoints``.
+sent gives way to a newer one, and what failed is tried again until a newer one is there; those of
+t2i.training.keep_at wait until they are sent, and their copies are never removed. The files being
+sent are hard links, so a run may remove its old checkpoints at any time; the disk must have room for
+two more than ``keep_checkpoints``.
 """
 
 from __future__ import annotations
@@ -36,13 +37,20 @@ logger = get_logger("uploads")
 class RemoteCheckpoints:
     """The copies of one stage's checkpoints."""
 
-    def __init__(self, config: UploadConfig, stage: int, storage: StorageConfig) -> None:
-        """Nothing is touched yet.
+    def __init__(
+        self,
+        config: UploadConfig,
+        stage: int,
+        storage: StorageConfig,
+        keep_at: Sequence[int] = (),
+    ) -> None:
+        """Nothing is touched yet. ``keep_at``: steps whose copies are never removed.
 
         Raises:
             ValueError: the address is of an unknown kind.
         """
         self.config = config
+        self.milestones = {checkpoint.folder_name(step) for step in keep_at}
         address = f"{config.address.rstrip('/')}/stage{stage}"
         self.storage = open_storage(address, storage)
         # The threads of a transfer would keep the process from ending, see `_all_at_once`.
@@ -75,12 +83,16 @@ class RemoteCheckpoints:
         self._sender.put(f"{name}/{MANIFEST}", manifest)
 
     def trim(self, newest: str) -> None:
-        """Remove what interrupted uploads left, and all but ``config.keep`` up to ``newest``."""
+        """Remove what interrupted uploads left, and all but ``config.keep`` up to ``newest``.
+
+        Milestones stay.
+        """
         names = self.names()
         old = [name for name in names if name <= newest][self.config.keep :]
         for name, files in _folders(self.storage.list("step-")).items():
             is_aside = any(file.startswith(ASIDE) for file in files)
-            if name in old or (name not in names and not is_aside):
+            is_old = name in old and name not in self.milestones
+            if is_old or (name not in names and not is_aside):
                 for file in sorted(files, key=lambda file: file != MANIFEST):  # the manifest first
                     self.storage.delete(f"{name}/{file}")
 
@@ -161,14 +173,17 @@ class RemoteCheckpoints:
 
 
 class Uploads:
-    """Sends checkpoints in a thread of its own, one at a time; the newest wins."""
+    """Sends checkpoints in a thread of its own, one at a time, the newest first.
+
+    Of those that wait, the older ones are dropped unless they are milestones.
+    """
 
     def __init__(self, remote: RemoteCheckpoints, links: Path) -> None:
         """``links``: a folder of its own, on the disk of the checkpoints."""
         self.remote, self.links = remote, links
         shutil.rmtree(links, ignore_errors=True)
         self._changed = threading.Condition()
-        self._waiting: Path | None = None
+        self._waiting: list[Path] = []  # folders of links, oldest first
         self._is_sending = False
         self._closed = False
         self._behind: list[str] = []  # checkpoints newer than the last copy, oldest first
@@ -183,10 +198,12 @@ class Uploads:
             except OSError as error:
                 logger.error("%s is not uploaded: %s", path, error)
                 return
-            if self._waiting is not None:
-                logger.warning("%s gives way to %s: not uploaded", self._waiting.name, path.name)
-                shutil.rmtree(self._waiting, ignore_errors=True)
-            self._waiting = linked
+            for waiting in list(self._waiting):
+                if waiting.name not in self.remote.milestones:
+                    logger.warning("%s gives way to %s: not uploaded", waiting.name, path.name)
+                    shutil.rmtree(waiting, ignore_errors=True)
+                    self._waiting.remove(waiting)
+            self._waiting.append(linked)
             self._changed.notify_all()
 
     def finish(self, seconds: float) -> bool:
@@ -208,20 +225,24 @@ class Uploads:
             return not self._behind
 
     def _is_busy(self) -> bool:
-        return self._is_sending or self._waiting is not None
+        return self._is_sending or bool(self._waiting)
 
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._waiting is not None or self._closed)
-                if self._waiting is None or self._closed:
+                self._changed.wait_for(lambda: bool(self._waiting) or self._closed)
+                if self._closed:
                     return
-                folder, self._waiting = self._waiting, None
+                folder = self._waiting.pop()
                 self._is_sending = True
-            if self._send(folder):
+            is_sent = self._send(folder)
+            if is_sent:
                 self._trim(folder.name)
-            shutil.rmtree(folder, ignore_errors=True)
             with self._changed:
+                if is_sent or folder.name not in self.remote.milestones:
+                    shutil.rmtree(folder, ignore_errors=True)
+                else:
+                    self._waiting.insert(0, folder)
                 self._is_sending = False
                 self._changed.notify_all()
 
@@ -242,14 +263,24 @@ class Uploads:
                     "upload of %s failed, %d checkpoint(s) behind, again in %s: %s",
                     *(folder.name, len(self._behind), format_seconds(pause), reason),
                 )
-                self._changed.wait_for(lambda: self._waiting is not None or self._closed, pause)
-                if self._waiting is not None or self._closed:
+                self._changed.wait_for(lambda: self._is_outdated(folder) or self._closed, pause)
+                if self._is_outdated(folder) or self._closed:
                     return False
             pause = min(2 * pause, LONGEST_PAUSE)
 
+    def _is_outdated(self, folder: Path) -> bool:
+        """Whether a newer one waits; names rise with the step."""
+        return any(waiting.name > folder.name for waiting in self._waiting)
+
     def _count_as_sent(self, name: str, seconds: float) -> None:
+        """Older ones gave way, but for milestones."""
+        milestones = self.remote.milestones
         with self._changed:
-            del self._behind[: self._behind.index(name) + 1]
+            self._behind = [
+                other
+                for other in self._behind
+                if other > name or (other < name and other in milestones)
+            ]
         logger.info("%s is at %s, after %s", name, self.remote.url, format_seconds(seconds))
 
     def _trim(self, newest: str) -> None:
@@ -266,13 +297,17 @@ def uploading(
     """Within the context, what it gives uploads a checkpoint of the run ``folder``.
 
     Entered by all processes together; the first alone uploads, the others get None. ``start``, which
-    the run goes on from, is uploaded if it is not there yet. At the end the last upload is waited
+    the run goes on from, and milestones are uploaded if they are not there yet. At the end the last upload is waited
     for; after an error it is not.
     """
     from torch import distributed
 
     if distributed.get_rank() == 0:
         uploads = Uploads(remote, folder / "uploading")
+        checkpoints = folder / "checkpoints"
+        for path in reversed(checkpoint.checkpoint_paths(checkpoints)):
+            if path.name in remote.milestones and (start is None or path != start.path):
+                uploads.add(path)
         if start is not None:
             uploads.add(start.path)
         seconds = 0.0

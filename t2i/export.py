@@ -6,6 +6,10 @@ its snapshots of any relative width (runs with t2i.training.power_averages and s
     python -m t2i.export --weights weights --dtype bfloat16
     python -m t2i.export --width 0.075
     python -m t2i.export --width 0.15 --step 2000
+    python -m t2i.export --run outputs/nano/runs/stage1 --step 100 --output outputs/nano/aux
+
+The last one is the weaker network of guidance ag and ag+sg, python -m t2i.sample --aux FOLDER:
+t2i.training.keep_at says which early checkpoints a run never removes.
 
 The folder holds model_index.json, transformer/ (config.json, safetensors), vae/, text_encoder/
 and a model card; that of a class-conditional model config.json, its weights and the card. Run again,
@@ -59,7 +63,9 @@ class ExportConfig(Section):
         "ema", description="of a checkpoint; power: the average of `width`, out of the snapshots"
     )
     width: float | None = Field(None, description="relative width sigma_rel of a power average")
-    step: int | None = Field(None, description="of the last snapshot to take; None = the newest")
+    step: int | None = Field(
+        None, description="of the checkpoint, or the last snapshot; None = the newest"
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     size: tuple[int, int] = Field((128, 128), description="height and width the model is made for")
     encoders: Literal["copy", "reference"] = Field(
@@ -85,7 +91,9 @@ def build_parser() -> argparse.ArgumentParser:
     which.add_argument(
         "--width", type=float, metavar="SIGMA", help="the average of this relative width instead"
     )
-    parser.add_argument("--step", type=int, help="with --width: of the last snapshot to take")
+    parser.add_argument(
+        "--step", type=int, metavar="N", help="of the checkpoint, or the last snapshot, to take"
+    )
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--encoders", choices=("copy", "reference"), help="default: copy")
     add_config_arguments(parser)
@@ -104,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if config.export.width is not None:
         found = find_average(run, config.export.width, config.export.step)
     else:
-        found = find_trained(run, config.export.weights)
+        found = find_trained(run, config.export.weights, config.export.step)
     source = describe_source(found, config.export)
     if read_source(output) == source:
         LOG.info("%s is already made of %s", output, found.checkpoint.path)
@@ -127,7 +135,7 @@ def with_flags(config: ExportConfig, args: argparse.Namespace) -> ExportConfig:
     """The settings with those of the command line.
 
     Raises:
-        ConfigError: a width that cannot be, or width or step without the other settings they need.
+        ConfigError: a width that cannot be, or without the weights it needs.
     """
     names = ("run", "output", "weights", "width", "step", "dtype", "encoders")
     given = {key: getattr(args, key) for key in names if getattr(args, key) is not None}
@@ -145,8 +153,6 @@ def with_flags(config: ExportConfig, args: argparse.Namespace) -> ExportConfig:
         raise ConfigError(
             f"t2i.export.width {config.width}: a relative width lies between 0 and {LARGEST_WIDTH}"
         )
-    if config.step is not None and config.width is None:
-        raise ConfigError(f"t2i.export.step {config.step} is of snapshots; add --width SIGMA")
     return config
 
 

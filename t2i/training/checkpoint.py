@@ -122,6 +122,26 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
     return next(whole_checkpoints(folder), None)
 
 
+def checkpoint_at(folder: Path, step: int) -> Checkpoint:
+    """The checkpoint of a step in ``folder``.
+
+    Raises:
+        FileNotFoundError: there is none; lists those that are there.
+        ValueError: it is damaged.
+    """
+    path = folder / folder_name(step)
+    if not path.is_dir():
+        there = [f"{step_of(path.name):,}" for path in reversed(checkpoint_paths(folder))]
+        raise FileNotFoundError(
+            f"{folder}: no checkpoint of step {step:,}, only of {', '.join(there) or 'none'}; "
+            "t2i.training.keep_at keeps those of chosen steps for good"
+        )
+    problem = find_damage(path)
+    if problem is not None:
+        raise ValueError(f"{path} is damaged: {problem}")
+    return open_checkpoint(path)
+
+
 def whole_checkpoints(folder: Path, until: int | None = None) -> Iterator[Checkpoint]:
     """Those in ``folder``, up to a step, that verify, newest first; damaged ones are reported."""
     for path in checkpoint_paths(folder):
@@ -215,10 +235,16 @@ def write_tensors(path: Path, kind: str, tensors: dict[str, Tensor]) -> None:
     _sync(file)
 
 
-def commit(temporary: Path, state: TrainingState, config_text: str, keep: int | None) -> Path:
+def commit(
+    temporary: Path,
+    state: TrainingState,
+    config_text: str,
+    keep: int | None,
+    keep_at: Sequence[int] = (),
+) -> Path:
     """Turn a filled temporary folder into a checkpoint; older ones than ``keep`` are removed.
 
-    ``keep`` None removes none.
+    ``keep`` None removes none; those of the steps ``keep_at`` stay for good.
 
     Returns the checkpoint's folder.
     """
@@ -233,6 +259,8 @@ def commit(temporary: Path, state: TrainingState, config_text: str, keep: int | 
     final = publish(temporary)
     committed = checkpoint_paths(final.parent)  # newer ones were damaged and passed over
     for old in committed[committed.index(final) + keep :] if keep is not None else ():
+        if step_of(old.name) in keep_at:
+            continue
         try:
             _remove(old)
         except OSError as error:

@@ -243,7 +243,7 @@ def deepspeed_config(config: TrainingConfig, world_size: int) -> dict[str, Any]:
         "train_batch_size": config.global_batch,
         "train_micro_batch_size_per_gpu": config.micro_batch,
         "gradient_accumulation_steps": config.accumulation(world_size),
-        "gradient_clipping": config.gradient_clipping,
+        "gradient_clipping": config.gradient_clipping or 0.0,  # DeepSpeed: 0 = none
         "zero_optimization": {"stage": config.zero_stage, "contiguous_gradients": True},
         "bf16": {"enabled": config.precision == "bf16", "check_grad_overflow": True},
         "data_types": {"grad_accum_dtype": "fp32"},

@@ -47,19 +47,21 @@ class Saver:
         partitions: Callable[[], Partitions],
         settings: str,
         keep: int | None,
+        keep_at: Sequence[int] = (),
         minutes: float | None = None,
         on_checkpoint: Callable[[Path], None] | None = None,
         dtype: torch.dtype = torch.float32,
         what: str = "checkpoint",
     ) -> None:
-        """``folder`` receives ``step-N`` folders, of which the newest ``keep`` (None: all) stay.
+        """``folder`` receives ``step-N`` folders, of which the newest ``keep`` (None: all) stay, and
+        those of the steps ``keep_at``.
 
         ``partitions`` gives what to save, in ``dtype``. ``settings`` (YAML) is stored beside each.
         ``minutes`` after the last save the next one `is_overdue`. ``on_checkpoint`` is called by the
         first process with each new folder. ``what`` it is called in a message.
         """
         self.folder, self.engine, self.partitions = folder, engine, partitions
-        self.settings, self.keep, self.minutes = settings, keep, minutes
+        self.settings, self.keep, self.keep_at, self.minutes = settings, keep, keep_at, minutes
         self.dtype, self.what = dtype, what
         self.on_checkpoint = on_checkpoint
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
@@ -123,7 +125,7 @@ class Saver:
 
     def _commit(self, temporary: Path, state: TrainingState) -> None:
         if self.rank == 0:
-            checkpoint.commit(temporary, state, self.settings, self.keep)
+            checkpoint.commit(temporary, state, self.settings, self.keep, self.keep_at)
 
     def _agree_on_problem(self, action: Callable[[], None]) -> str | None:
         """Run ``action`` on every rank; the first OS error of any rank, known to all, or None."""

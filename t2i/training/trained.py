@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from t2i.training.checkpoint import MANIFEST, Checkpoint, manifest_files, newest_checkpoint
+from t2i.training.checkpoint import (
+    MANIFEST,
+    Checkpoint,
+    checkpoint_at,
+    manifest_files,
+    newest_checkpoint,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,13 +45,17 @@ class Trained:
         return tree
 
 
-def find_trained(run: Path, kind: str) -> Trained:
-    """One kind of tensors ("weights" or "ema") of a run's newest checkpoint that verifies.
+def find_trained(run: Path, kind: str, step: int | None = None) -> Trained:
+    """One kind of tensors ("weights" or "ema") of a run's checkpoint of a step.
+
+    ``step`` None: of the newest one that verifies.
 
     Raises:
         FileNotFoundError: there is none.
+        ValueError: that of the step is damaged.
     """
-    checkpoint = newest_checkpoint(run / "checkpoints")
+    folder = run / "checkpoints"
+    checkpoint = newest_checkpoint(folder) if step is None else checkpoint_at(folder, step)
     if checkpoint is None:
         raise FileNotFoundError(
             f"{run}: no checkpoint that verifies; train first: deepspeed launch/train_t2i.py --stage 2"

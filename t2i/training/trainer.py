@@ -71,6 +71,7 @@ class Trainer:
             lambda: training_partitions(self.engine, {"ema": self.ema, **self.power_averages}),
             run.settings,
             run.config.keep_checkpoints,
+            run.config.keep_at,
             run.config.checkpoint_minutes,
             run.on_checkpoint,
         )
@@ -188,6 +189,7 @@ class Trainer:
                 self._validate()
                 self._take_snapshot()
                 due = self._is_due(self.config.checkpoint_every)
+                due = due or self.step in self.config.keep_at
                 if due or self.save_agreed or self.stop_agreed:
                     last_saved = self.step if self._save() else last_saved
                 if self.stop_agreed:

@@ -34,7 +34,9 @@ class TrainingConfig(Section):
     )
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = Field(default=0.0, ge=0)
-    gradient_clipping: float = Field(default=1.0, gt=0)
+    gradient_clipping: float | None = Field(
+        default=1.0, gt=0, description="largest norm of the gradient; None = as it comes"
+    )
     ema_decay: float = Field(default=0.9999, ge=0, lt=1, description="limit; see ema.decay_at")
     power_averages: tuple[Annotated[float, Field(gt=0, lt=LARGEST_WIDTH)], ...] = Field(
         default=(),
@@ -77,6 +79,11 @@ class TrainingConfig(Section):
         default=None, gt=0, description="also this long after the last checkpoint; None = off"
     )
     keep_checkpoints: int = Field(default=3, ge=1)
+    keep_at: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        default=(),
+        description="steps after which a checkpoint is saved that is never removed, say [50000]: "
+        "python -m t2i.export --step 50000 makes the weaker network of guidance ag+sg of it",
+    )
     snapshot_every: int = Field(
         default=0,
         ge=0,
@@ -108,6 +115,14 @@ class TrainingConfig(Section):
             raise ValueError(
                 f"snapshot_every {self.snapshot_every} has nothing to write without power_averages; "
                 "set power_averages, say to [0.05, 0.1], or snapshot_every to 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _milestones_are_reached(self) -> TrainingConfig:
+        if beyond := [step for step in self.keep_at if step > self.steps]:
+            raise ValueError(
+                f"keep_at {beyond}: the run has {self.steps} steps; leave these out, or set steps higher"
             )
         return self
 

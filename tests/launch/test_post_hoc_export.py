@@ -100,7 +100,7 @@ def test_a_width_that_was_not_tracked(root: Path) -> None:
     [
         (("--width", "0.3"), "a relative width lies between 0 and 0.28"),
         (("--width", "0.1", "--step", "21"), "no snapshot of step 21; there are [4, 8, 12,"),
-        (("--step", "20"), "t2i.export.step 20 is of snapshots; add --width SIGMA"),
+        (("--step", "20"), "no checkpoint of step 20, only of"),
         (("--width", "0.1", "--run", "{root}/direct/runs/stage1"), "no whole snapshot; train with"),
         (("--set", "t2i.export.width=0.1"), "power and a width belong together"),
         (("--set", "t2i.export.weights=power"), "power and a width belong together"),

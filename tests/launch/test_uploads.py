@@ -19,6 +19,7 @@ from data_pipeline.storage import StorageConfig
 from launch.config import UploadConfig
 from launch.uploads import RemoteCheckpoints, Uploads
 from t2i.config import ConfigError
+from t2i.training import checkpoint
 from t2i.training.checkpoint import MANIFEST, newest_checkpoint
 
 Writer = Callable[..., Path]
@@ -134,6 +135,40 @@ def test_a_waiting_checkpoint_gives_way_to_a_newer_one(
     assert uploads.finish(SECONDS)
     assert names_of(remote) == ["step-00000001", "step-00000003"]
     assert "step-00000002 gives way to step-00000003: not uploaded" in log.text
+
+
+def test_milestones_do_not_give_way_and_their_copies_stay(
+    server: Any, remote: RemoteCheckpoints, tmp_path: Path, write_checkpoint: Writer
+) -> None:
+    """2 waits while 1 is sent and while newer ones come; 1 would be the third oldest copy."""
+    remote.milestones = {"step-00000001", "step-00000002"}
+    uploads = Uploads(remote, tmp_path / "uploading")
+    server.held = "PUT step-00000001/weights"
+    uploads.add(write_checkpoint(tmp_path, 1))
+    assert server.holding.wait(SECONDS)
+    for step in (2, 3, 4, 5):
+        uploads.add(write_checkpoint(tmp_path, step))
+    server.release.set()
+    assert uploads.finish(SECONDS)
+    for step in (6, 7):
+        path = write_checkpoint(tmp_path, step)
+        remote.send(path, path.name)
+        remote.trim(path.name)
+    steps = [checkpoint.step_of(name) for name in names_of(remote)]
+    assert steps == [1, 2, 6, 7]
+
+
+def test_a_milestone_outlasts_an_outage_in_which_newer_ones_come(
+    server: Any, remote: RemoteCheckpoints, tmp_path: Path, write_checkpoint: Writer
+) -> None:
+    remote.milestones = {"step-00000001"}
+    uploads = Uploads(remote, tmp_path / "uploading")
+    server.stop()
+    for step in (1, 2, 3):
+        uploads.add(write_checkpoint(tmp_path, step))
+    server.start()
+    assert uploads.finish(SECONDS)
+    assert {"step-00000001", "step-00000003"} <= set(names_of(remote))
 
 
 def test_a_checkpoint_that_the_run_removes_is_uploaded_all_the_same(

@@ -102,6 +102,21 @@ def test_a_damaged_checkpoint_is_passed_over(
     assert_is(TextToImagePipeline.from_pretrained(tmp_path / "export").transformer, models[0])
 
 
+def test_an_early_checkpoint_is_exported_by_its_step(
+    export: Export, tmp_path: Path, models: tuple[TRDiT, TRDiT], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the weaker network of guidance ag+sg."""
+    aux = str(tmp_path / "aux")
+    assert export("--step", "5", "--output", aux) == 0
+    assert_is(TextToImagePipeline.from_pretrained(Path(aux)).transformer, models[0])
+    assert export("--step", "7", "--output", aux) == 2
+    assert "no checkpoint of step 7, only of 5, 10; t2i.training.keep_at" in capsys.readouterr().err
+    weights = tmp_path / "run" / "checkpoints" / "step-00000005" / "ema.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert export("--step", "5", "--output", aux) == 2
+    assert "step-00000005 is damaged: ema.safetensors has" in capsys.readouterr().err
+
+
 def test_run_again_it_does_nothing_until_the_run_goes_on(
     export: Export, tmp_path: Path, pipeline_folder: Path, models: tuple[TRDiT, TRDiT]
 ) -> None:

@@ -60,6 +60,17 @@ def test_checkpoint_minutes_save_in_between_and_change_nothing_else(
     assert_same_bits(tmp_path / "none", tmp_path / "short")
 
 
+def test_milestones_are_saved_and_stay(tmp_path: Path, process_group: None) -> None:
+    """Retention would leave 5 and 6 alone, and 3 is not due."""
+    from t2i.training.trainer import train
+
+    make_run = runpy.run_path(str(HERE / "tiny_run.py"))["make_run"]
+    saving = {"checkpoint_every": 2, "keep_checkpoints": 1, "keep_at": (1, 3)}
+    assert train(make_run(tmp_path, 6, 0, 2, "fp32", **saving))
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["step-00000001", "step-00000003", "step-00000006"]
+
+
 @pytest.mark.slow
 def test_two_processes_agree_when_to_save_and_survive_what_keeps_one_from_it(
     tmp_path: Path, start_two_processes: Callable[..., subprocess.CompletedProcess[str]]

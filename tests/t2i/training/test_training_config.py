@@ -47,6 +47,12 @@ def test_power_averages_that_cannot_be_are_refused() -> None:
         TrainingConfig(snapshot_every=10)
 
 
+def test_a_milestone_that_the_run_does_not_reach_is_refused() -> None:
+    assert TrainingConfig(steps=10, keep_at=(5, 10)).keep_at == (5, 10)
+    with pytest.raises(ValidationError, match=r"keep_at \[11\]: the run has 10 steps"):
+        TrainingConfig(steps=10, keep_at=(5, 11))
+
+
 def test_the_learning_rate_warms_up_and_stays() -> None:
     config = TrainingConfig(learning_rate=1.0, warmup_steps=4)
     assert [config.learning_rate_at(step) for step in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
