@@ -226,6 +226,12 @@ def _guidance_problems(
             f"{key}: the null condition is never trained; set data_pipeline.loader.caption_dropout "
             "above 0 (the paper: 0.1), or contrast with num_references other conditions"
         )
+    if config.num_references > 0 and loader.caption_dropout > 0:
+        problems.append(
+            f"{key}.num_references {config.num_references} puts other conditions in the place of the "
+            f"empty one, which data_pipeline.loader.caption_dropout {loader.caption_dropout:g} trains "
+            "all the same; set it to 0, or num_references to 0"
+        )
     return problems
 
 

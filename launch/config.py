@@ -80,7 +80,8 @@ class LaunchConfig(Section):
         "A large green triangle is at the center. The background is black.",
         "A small yellow cross is at the bottom. A large cyan circle is at the top.",
     )
-    # Each with its usual settings, in `validation_steps` steps of Euler's method.
+    # Methods with their usual settings, or presets (`t2i.sampling.presets`); all of them in
+    # `validation_steps` steps of Euler's method.
     validation_guidance: Annotated[tuple[str, ...], Field(min_length=1)] = ("none", "cfg", "sg")
     validation_steps: int = Field(default=50, ge=1)
 

@@ -9,7 +9,8 @@ from launch.backbones import BackboneSections
 from launch.config import LaunchConfig, StageConfig
 from t2i.config import ConfigError
 from t2i.encoders.vae_config import VAEConfig
-from t2i.guidance.methods import METHODS, make_guidance
+from t2i.guidance.methods import METHODS
+from t2i.sampling.presets import PRESETS, named_guidance
 from t2i.sampling.prompts import read_prompts
 from t2i.training.training_config import TrainingConfig
 
@@ -37,14 +38,15 @@ def check_samples(sections: BackboneSections, training: TrainingConfig) -> None:
                     f"numbers from 0 to {num_classes - 1}, or set t2i.training.sample_every to 0"
                 )
     routes = {"tr_dit": sections.tr_dit.routes, "sit": sections.sit.routes}
+    names = (*METHODS, *PRESETS)
     for method in launch.validation_guidance:
-        if method not in METHODS or make_guidance(method, {}).uses("aux"):
-            able = " ".join(m for m in METHODS if not make_guidance(m, {}).uses("aux"))
+        if method not in names or named_guidance(method).uses("aux"):
+            able = " ".join(name for name in names if not named_guidance(name).uses("aux"))
             raise ConfigError(
                 f"launch.train.validation_guidance: {method!r} cannot be sampled with one network; "
                 f"choose among: {able}"
             )
-        branches = make_guidance(method, {}).branches
+        branches = named_guidance(method).branches
         drops_tokens = any(max(branch.gamma.values) > 0 for branch in branches)
         if drops_tokens and name in routes and not routes[name]:
             raise ConfigError(
@@ -95,7 +97,7 @@ def build_samples(
         )
     return ValidationSamples(
         prompts=tuple(prompts_of(launch)),
-        methods={name: make_guidance(name, {}) for name in launch.validation_guidance},
+        methods={name: named_guidance(name) for name in launch.validation_guidance},
         size=stage.validation_size,
         num_steps=launch.validation_steps,
         vae=vae,

@@ -4,6 +4,7 @@
     python -m t2i.sample --guidance cfg --omega 2.5 --prompt "a red circle on a black background."
     python -m t2i.sample --guidance none --prompts prompts.txt --images-per-prompt 4 --output out
     python -m t2i.sample --sg 0.1,cosine:0.9:0.5 --solver heun --steps 20
+    python -m t2i.sample --preset geneval
     python -m t2i.sample --config configs/tr_dit_2b5.yaml --checkpoint export --size 512
     python -m t2i.sample --classes 207,360 --checkpoint outputs/sit_xl_2 --size 256 \\
         --set t2i.encoders.vae.path=stabilityai/sd-vae-ft-ema
@@ -38,6 +39,7 @@ from t2i.encoders.text_config import TextEncoderConfig
 from t2i.encoders.vae_config import VAEConfig
 from t2i.guidance.guidance_config import GuidanceConfig
 from t2i.guidance.methods import METHODS
+from t2i.sampling.presets import PRESETS
 from t2i.sampling.prompts import builtin_prompts, read_classes, read_prompts
 from t2i.sampling.sampling_config import SamplingConfig
 
@@ -72,7 +74,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     guidance = parser.add_argument_group(
         "guidance",
-        "Numbers may be schedules over the steps: linear:0.6:0, cosine:0.6:0, piecewise:0=1:0.3=2.5",
+        "Numbers may be schedules over the steps: linear:0.6:0, cosine:0.6:0, piecewise:0=1:0.3=2.5\n\n"
+        + "\n".join(f"--preset {name}: {preset}" for name, preset in PRESETS.items()),
+    )
+    guidance.add_argument(
+        "--preset",
+        choices=PRESETS,
+        help="the papers' settings, see above; flags change single ones",
     )
     guidance.add_argument(
         "--guidance", metavar="NAME", help=f"one of: {' '.join(METHODS)} (default: the config's)"
@@ -122,7 +130,7 @@ def build_parser() -> argparse.ArgumentParser:
         dest="folder",
         type=Path,
         metavar="DIR",
-        help="default: <root>/samples/<guidance>",
+        help="default: <root>/samples/<guidance or preset>",
     )
     how = parser.add_argument_group("how")
     how.add_argument("--checkpoint", metavar="DIR", help="pipeline folder, or a model's")
@@ -159,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     prompts = prompts or builtin_prompts(sampling.num_builtin_prompts)
     settings = settings_of(config, is_class_model)
     jobs = plan_images(prompts, sampling.images_per_prompt, sampling.seed, settings)
-    folder = ImageFolder(args.folder or Path(sampling.output) / guidance.name)
+    folder = ImageFolder(args.folder or Path(sampling.output) / (args.preset or guidance.name))
     missing = {job.name for job in folder.missing(jobs)}
     LOG.info(
         "%s, %s steps, %s -> %s: %d images, %d of them done before",
@@ -185,8 +193,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def merge_flags(config: Config, args: argparse.Namespace) -> Config:
     """The config with the command's flags in place.
 
-    With another --guidance than the config's, the config's settings of guidance do not apply, nor
-    does its second network where that guidance has no use for it.
+    With a --preset, or another --guidance than the config's, the config's settings of guidance do not
+    apply, nor does its second network where that guidance has no use for it.
 
     Raises:
         ValueError: a flag that does not fit; the message names what is allowed.
@@ -195,16 +203,27 @@ def merge_flags(config: Config, args: argparse.Namespace) -> Config:
     given = {key: value for key, value in given.items() if value is not None}
     sampling = {key: given[key] for key in SAMPLING_FLAGS & given.keys()}
     guidance = {key: given[key] for key in GUIDANCE_FLAGS & given.keys()}
-    name = args.guidance or (config.guidance.name if args.sg is None else "sg")
+    before: dict[str, Any] = {}
+    if args.preset is not None:
+        preset = PRESETS[args.preset]
+        if args.guidance is not None or args.sg is not None:
+            raise ValueError(
+                f"--preset {args.preset} is guidance {preset.guidance}: leave --guidance and --sg"
+            )
+        name, before = preset.guidance, dict(preset.settings)
+        sampling = {"steps": preset.steps, "solver": "euler"} | sampling
+    else:
+        name = args.guidance or (config.guidance.name if args.sg is None else "sg")
+        if name == config.guidance.name:
+            before = config.guidance.model_dump()
     if args.sg is not None:
         guidance |= read_sg(args.sg, name, given)
     if args.interval is not None:
         guidance["interval"] = read_interval(args.interval)
-    before = config.guidance.model_dump() if name == config.guidance.name else {}
     new_guidance = validated(GuidanceConfig, before | guidance | {"name": name})
     new_sampling = validated(SamplingConfig, config.sampling.model_dump() | sampling)
     if new_sampling.aux is not None and not new_guidance.build().uses("aux"):
-        if args.aux is not None or name == config.guidance.name:
+        if args.aux is not None or (args.preset is None and name == config.guidance.name):
             raise ValueError(f"guidance {name} has no use for a second network: leave --aux")
         new_sampling = new_sampling.model_copy(update={"aux": None})
     return config.model_copy(update={"sampling": new_sampling, "guidance": new_guidance})

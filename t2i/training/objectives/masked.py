@@ -2,11 +2,18 @@
 
     loss = mean_visible ||v - v*||^2 + lambda (1 - t)^2 mean_masked ||v||^2
 
-v is what a masked network (MaskDiT) predicts for all tokens when it has seen the visible ones.
-As printed, the second term has no target: eq. A1 asks for D(x_t) = x on masked tokens, and with
-D = x_t + (1 - t) v that reads (1 - t)^2 ||v - v*||^2, but eq. A3 drops v*. Both are a choice
-(`MaskedConfig.masked_target`). Each term is a mean over its own tokens' elements (the paper writes
-sums), so a term's size does not depend on gamma and lambda means the same at any sparsity.
+v is what a masked network (MaskDiT) predicts for all tokens when it has seen the visible ones; its
+data estimate is D = x_t + (1 - t) v. What D shall be on masked tokens is a choice
+(`MaskedConfig.masked_target`), because the sources differ:
+
+    velocity    D -> x, eq. A1:  (1 - t)^2 ||v - v*||^2
+    zero        D -> x_t:        (1 - t)^2 ||v||^2, eq. A3 and A4 as printed. A3 drops v* without a
+                word; MaskDiT's released code has the noisy image in x's place, which is the same
+    normalized  D -> x_t with each patch at mean 0 and variance 1: what the released code does by
+                default (norm_pix_loss), with lambda 0.1 (``weight: 0.1``)
+
+Each term is a mean over its own tokens' elements (the paper writes sums), so a term's size does not
+depend on gamma and lambda means the same at any sparsity.
 
 Shape suffixes: B samples, C channels, H x W latents, h x w patches, K visible tokens.
 """
@@ -18,10 +25,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from t2i import flow
 from t2i.batch import TrainingBatch
 from t2i.training.conditions import Condition
-from t2i.training.objectives.flow_matching import FlowMatching, Losses, Network
+from t2i.training.objectives.flow_matching import FlowMatching, Losses, Network, Noised
 from t2i.training.objectives.masked_config import MaskedConfig
+
+SMALLEST_VARIANCE = 1e-6  # added, as in the released code
 
 
 @dataclass(frozen=True)
@@ -71,13 +81,24 @@ class MaskedFlowMatching:
         size = noised.x_t_BCHW.shape[-2:]
         visible_B1HW = visible_pixels(keep_ids_BK, size, self.base.patch_size, keep_mask_BK)
         error_BCHW = predicted_BCHW - noised.velocity_BCHW
-        masked_BCHW = error_BCHW if self.config.masked_target == "velocity" else predicted_BCHW
-        time_weight_B = (1 - noised.timestep_B).square()
+        masked_BCHW = self._data_error(predicted_BCHW, noised)
         return MaskedTerms(
             _mean_over(error_BCHW.square(), visible_B1HW),
-            time_weight_B * _mean_over(masked_BCHW.square(), ~visible_B1HW),
+            _mean_over(masked_BCHW.square(), ~visible_B1HW),
             noised.timestep_B,
         )
+
+    def _data_error(self, predicted_BCHW: Tensor, noised: Noised) -> Tensor:
+        """D less what it shall be, see `MaskedConfig.masked_target`."""
+        to_data_B111 = flow.expand_timestep(1 - noised.timestep_B, predicted_BCHW)
+        match self.config.masked_target:
+            case "velocity":
+                return to_data_B111 * (predicted_BCHW - noised.velocity_BCHW)
+            case "zero":
+                return to_data_B111 * predicted_BCHW
+            case "normalized":
+                target_BCHW = normalize_patches(noised.x_t_BCHW, self.base.patch_size)
+                return noised.x_t_BCHW + to_data_B111 * predicted_BCHW - target_BCHW
 
     def validation_loss(
         self, network: Network, batch: TrainingBatch, condition: Condition, timestep: float
@@ -97,6 +118,14 @@ def term_gradients(terms: MaskedTerms, parameter: Tensor) -> Tensor:
         for term_B in (terms.visible_B, terms.masked_B)
     ]
     return torch.stack(gradients)
+
+
+def normalize_patches(x_BCHW: Tensor, patch_size: int) -> Tensor:
+    """Each patch less its mean, by its standard deviation over pixels and channels."""
+    patches = x_BCHW.unflatten(3, (-1, patch_size)).unflatten(2, (-1, patch_size))  # B C h p w p
+    of_patch = {"dim": (1, 3, 5), "keepdim": True}
+    centred = patches - patches.mean(**of_patch)
+    return (centred / (patches.var(**of_patch) + SMALLEST_VARIANCE).sqrt()).reshape(x_BCHW.shape)
 
 
 def visible_pixels(

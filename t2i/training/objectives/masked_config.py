@@ -26,9 +26,10 @@ class MaskedConfig(Section):
     name: Literal["masked"] = "masked"
     # lambda: a number, or balanced
     weight: Annotated[float, Field(ge=0)] | BalancedWeight = BalancedWeight()
-    masked_target: Literal["zero", "velocity"] = Field(
+    masked_target: Literal["zero", "velocity", "normalized"] = Field(
         default="zero",
-        description="zero: (1-t)^2 ||v M||^2 as printed; velocity: (1-t)^2 ||(v - v*) M||^2, eq. A1",
+        description="zero: (1-t)^2 ||v M||^2 as printed; velocity: (1-t)^2 ||(v - v*) M||^2, eq. A1; "
+        "normalized: the noisy latents, normalised by patch, as MaskDiT's code (with weight 0.1)",
     )
 
 

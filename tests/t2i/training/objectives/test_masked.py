@@ -57,6 +57,25 @@ def test_the_terms_equal_a_sum_over_tokens_written_by_hand(
         assert total == pytest.approx(sum(visible) / len(visible) + 0.25 * by_hand, rel=1e-5)
 
 
+def test_normalized_targets_are_patches_of_the_noisy_latents(batch: TrainingBatch) -> None:
+    """Patch by patch by hand: the data estimate against mean 0, variance 1 (of n - 1)."""
+    config = MaskedConfig.model_validate({"masked_target": "normalized", "weight": 0.1})
+    terms = MaskedFlowMatching(BASE, config).training_terms(network, batch, LABELS)
+    noised = BASE.draw(batch)
+    predicted = network(noised.x_t_BCHW, noised.timestep_B, LABELS, None)
+    for row in range(4):
+        to_data, errors = 1 - noised.timestep_B[row], []
+        for token in set(range(16)) - set(noised.keep_ids_BK[row].tolist()):  # type: ignore[index]
+            y, x = 2 * (token // 4), 2 * (token % 4)
+            patch = noised.x_t_BCHW[row, :, y : y + 2, x : x + 2]
+            target = (patch - patch.mean()) / (patch.std() ** 2 + 1e-6).sqrt()
+            data = patch + to_data * predicted[row, :, y : y + 2, x : x + 2]
+            errors.append((data - target).square().mean())
+        expected = torch.stack(errors).mean().item()
+        assert terms.masked_B[row].item() == pytest.approx(expected, rel=1e-4)
+    assert torch.equal(terms.weighted(0.1).loss_B, terms.visible_B + 0.1 * terms.masked_B)
+
+
 def test_visible_pixels_are_the_patches_of_an_oblong_grid() -> None:
     visible = visible_pixels(torch.tensor([[0, 4]]), (4, 6), patch_size=2)
     assert visible[0, 0].int().tolist() == [
