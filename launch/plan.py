@@ -112,7 +112,8 @@ def make_jobs(config: Config, plan: PlanConfig, num_gpus: int) -> list[Job]:
         training = stage_section(config.training, stage.training, f"{key}.training")
         check_fits(config, training, stage_section(config.loader, stage.loader, f"{key}.loader"))
         name = f"stage {number}"
-        jobs.append(make_job(name, model, training, plan, num_gpus, resolution, max_text_tokens))
+        sizes = (num_gpus, resolution, max_text_tokens)
+        jobs.append(make_job(name, model, training, plan, *sizes, config.latents.mirrored))
     return jobs
 
 

@@ -44,6 +44,7 @@ class Job:
         text_tokens: of a caption, padding included, on average; 0 for models of classes.
         max_text_tokens: of the longest one, for which memory must suffice.
         micro_batch: the config's, or its largest divisor that fits the number of GPUs.
+        is_mirrored: whether there are latents of mirrored pictures too.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Job:
     text_tokens: int
     max_text_tokens: int
     micro_batch: int
+    is_mirrored: bool
 
     @property
     def accumulation(self) -> int:
@@ -92,6 +94,7 @@ def make_job(
     num_gpus: int,
     resolution: int,
     max_text_tokens: int,
+    is_mirrored: bool,
 ) -> Job:
     """See `Job`.
 
@@ -128,6 +131,7 @@ def make_job(
         text_tokens,
         max_text_tokens,
         micro_batch,
+        is_mirrored,
     )
 
 
@@ -288,7 +292,7 @@ def traffic(job: Job, zero_stage: ZeroStage) -> float:
 def storage_bytes(job: Job) -> dict[str, int]:
     """Of the data, in tars: pictures, captions, latents with captions; or with labels alone."""
     plan, side = job.plan, job.resolution // LATENT_DOWNSAMPLE
-    latent = 2 * job.model.in_channels * side**2 * HALF + TAR_PART
+    latent = (2 * job.model.in_channels * side**2 * HALF + TAR_PART) * (2 if job.is_mirrored else 1)
     captions = plan.captions_bytes + TAR_PART
     sizes = {"images": plan.image_bytes + 2 * TAR_PART}
     if job.has_text:

@@ -19,6 +19,7 @@ SIT = ("launch.train.model=sit", *LABELLED)
 MASK_DIT = ("launch.train.model=mask_dit", *LABELLED)
 MASKED = ("t2i.training.objective.name=masked",)
 GUIDED = ("t2i.training.objective.name=model_guidance",)
+NO_DROPOUT = ("data_pipeline.loader.caption_dropout=0",)
 INTERVAL = (*GUIDED, "t2i.training.objective.scale={low: 1.0, high: 2.0}")
 
 
@@ -37,8 +38,8 @@ def check(config: Config) -> None:
         GUIDED,
         SIT,
         (*SIT, *GUIDED),
-        (*GUIDED, "t2i.training.objective.num_references=4"),
-        (*SIT, *GUIDED, "t2i.training.objective.num_references=4"),
+        (*GUIDED, "t2i.training.objective.num_references=4", *NO_DROPOUT),
+        (*SIT, *GUIDED, "t2i.training.objective.num_references=4", *NO_DROPOUT),
         ("t2i.training.routing_draw=bernoulli",),
         (*MASK_DIT, *MASKED, "t2i.training.routing_draw=bernoulli"),
         (
@@ -122,6 +123,10 @@ def test_what_fits_is_let_through(overrides: tuple[str, ...]) -> None:
                 "t2i.training.objective.num_reference_captions=5",
             ),
             r"num_reference_captions 5: .* \(the model is sit, num_references 4\); leave it out",
+        ),
+        (
+            (*SIT, *GUIDED, "t2i.training.objective.num_references=4"),
+            r"num_references 4 puts .* empty one, which data_pipeline.loader.caption_dropout 0.1 trains",
         ),
         (
             (*SIT, *GUIDED, "t2i.training.objective.num_references=25"),

@@ -58,6 +58,7 @@ CASES = {
         "t2i.training.routing_draw=bernoulli",
         "t2i.training.objective={name: model_guidance, num_references: 2}",
         "t2i.training.objective.num_reference_captions=3",
+        "data_pipeline.loader.caption_dropout=0",
     ],
     "sit-scaled": ["launch.train.model=sit", "t2i.models.sit.scale_input=true", INTERVAL],
     "tr_dit": ["data_pipeline.loader.labels=false"],
