@@ -18,9 +18,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from data_pipeline.manifest import StepOutput
-from data_pipeline.shards import BLOCK, ShardIndex
+from data_pipeline.shards import BLOCK, MIRRORED_PART, MOMENTS_PART, ShardIndex
 
-MOMENTS_PART, MIRRORED_PART = "npy", "mirrored.npy"
 NPY_HEADER_GUESS = 128  # bytes of a header that np.save writes for a few dimensions
 TAR_NAME_LENGTH = 100
 USTAR_MAGIC = slice(257, 262)

@@ -33,10 +33,9 @@ from pydantic import Field, field_validator
 from data_pipeline.fingerprint import model_fingerprint, output_fingerprint
 from data_pipeline.images import IMAGE_EXTENSIONS, ImageConfig, ImageError, decode_image
 from data_pipeline.jobs import Job, JobsConfig, run_job
-from data_pipeline.latent_shards import MIRRORED_PART, MOMENTS_PART
 from data_pipeline.ledger import Outcome, Row
 from data_pipeline.manifest import StepOutput
-from data_pipeline.shards import Sample
+from data_pipeline.shards import MIRRORED_PART, MOMENTS_PART, Sample
 from data_pipeline.storage import StorageConfig
 from t2i.config import Section, add_config_arguments, config_from_args, describe_config, section
 from t2i.console import get_logger, run_command

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 BLOCK = tarfile.BLOCKSIZE
 END_OF_TAR = bytes(2 * BLOCK)
+MOMENTS_PART, MIRRORED_PART = "npy", "mirrored.npy"  # of latents: of a picture, of its mirrored one
 MEMBER_NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")  # webdataset's key and extension
 
 

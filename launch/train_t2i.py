@@ -279,9 +279,12 @@ def build_run(
 ) -> Run:
     """Backbone and data of a stage, as the trainer wants them."""
     from data_pipeline.loader import read_captions
+    from t2i.encoders.text_alikeness import measure_alikeness
     from t2i.training.run import Run, lacks_scale_input, with_new_scale_input
 
     encoder = build_text_encoder(config, training, device)
+    if encoder is not None and (alikeness := measure_alikeness(encoder)).too_alike:
+        _say(f"warning: {config.text.path}: {alikeness.verdict()}")
     num_captions = num_reference_captions(config, training)
     captions: tuple[str, ...] = ()
     if num_captions:

@@ -1,10 +1,12 @@
 """Whitening of a text encoder's states: mean 0, all directions equally strong.
 
+    python -m t2i.encoders.text_whitening --path models/InternVL3-2B --check
     python -m t2i.encoders.text_whitening --path models/InternVL3-2B --captions captions.txt
 
 The last states of a language model foretell the next word: what they still know of the words read
 is weak beside it. Those of "red" and "blue" in the nano model have a cosine of 0.999, so a network
-that reads them raw trains for long before it tells them apart. The command writes
+that reads them raw trains for long before it tells them apart. --check tells how alike a model's
+states are, whitened if they are (`t2i.encoders.text_alikeness`). The command writes
 `text_whitening.safetensors` beside the model's weights; a text encoder that is loaded from a folder
 with this file whitens its states, as latents are scaled to unit variance. Without the file states
 stay as they are.
@@ -102,7 +104,14 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--path", type=Path, required=True, help="folder of the InternVL model")
-    parser.add_argument("--captions", type=Path, required=True, help="text file, a caption a line")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--captions", type=Path, help="text file, a caption a line; some thousands")
+    what.add_argument(
+        "--check",
+        action="store_true",
+        help="only tell how alike the states of captions are that differ in one word; "
+        "exit with 1 when a model could hardly tell them apart",
+    )
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     return parser
 
@@ -111,13 +120,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
 
     from t2i.encoders.text import load_text_encoder
+    from t2i.encoders.text_alikeness import measure_alikeness
     from t2i.encoders.text_config import TextEncoderConfig
 
-    captions = [line.strip() for line in args.captions.read_text().splitlines() if line.strip()]
     encoder = load_text_encoder(
         TextEncoderConfig.model_validate({"path": str(args.path), "max_tokens": MAX_TOKENS}),
         args.device,
     )
+    if args.check:
+        alikeness = measure_alikeness(encoder)
+        print("\n".join(alikeness.lines()))
+        return 1 if alikeness.too_alike else 0
+    captions = [line.strip() for line in args.captions.read_text().splitlines() if line.strip()]
     measure_whitening(encoder, captions).save(args.path)
     LOG.info("%d captions -> %s", len(captions), args.path / FILE_NAME)
     return 0
