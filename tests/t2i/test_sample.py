@@ -54,6 +54,27 @@ def pictures(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*.png") if path.name != "contact_sheet.png")
 
 
+def test_a_preset_is_a_method_with_its_steps_and_flags_change_single_values(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The config's own omega of 3 does not get into it."""
+    assert run("--preset", "geneval", "--steps", "2", "--prompt", "a circle") == 0
+    (path,) = pictures(tmp_path / "samples" / "geneval")
+    with Image.open(path) as image:
+        assert image.info["guidance"] == "cfg+sg omega=2.5 gamma_strong=0.2 gamma_weak=0.7"
+    for flags in (("--sg", "0.1,0.8"), ("--guidance", "sg")):
+        assert run("--preset", "hpsv3", *flags) == 2
+        assert "--preset hpsv3 is guidance sg: leave --guidance and --sg" in capsys.readouterr().err
+    config = load_config(tmp_path / "config.yaml", [], SampleConfig)
+    for flags, omega, steps in (((), 2.5, 40), (("--omega", "1.5", "--steps", "7"), 1.5, 7)):
+        merged = merge_flags(config, build_parser().parse_args(["--preset", "sg_flops", *flags]))
+        assert merged.guidance.omega is not None
+        assert merged.guidance.omega(0.0) == omega
+        assert merged.sampling.steps == steps
+    assert run("--preset", "sg_fid") == 2
+    assert "--aux CHECKPOINT" in capsys.readouterr().err
+
+
 def test_images_carry_what_made_them(run: Run, tmp_path: Path, pipeline_folder: Path) -> None:
     assert run("--sg", "0.1,0.8", "--omega", "1.8", "--seed", "4") == 0
     paths = pictures(tmp_path / "samples" / "sg")

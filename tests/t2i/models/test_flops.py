@@ -64,10 +64,10 @@ def test_golden_teraflops_of_the_full_model():
     dense = forward_macs(FULL, TOKENS, TEXT)
     strong, weak = (from_route_macs(FULL, TOKENS, TEXT, gamma) for gamma in (0.1, 0.8))
     shared = shared_macs(FULL, TOKENS, TEXT)
-    assert math.isclose(tera(dense), 4.45, rel_tol=0.005)
-    assert math.isclose(tera(2 * dense), 8.91, rel_tol=0.005)
-    assert math.isclose(tera(2 * shared + strong + weak), 5.43, rel_tol=0.005)
-    assert math.isclose(tera(shared + strong + weak), 5.17, rel_tol=0.005)
+    assert round(tera(dense), 3) == 4.459
+    assert round(tera(2 * dense), 3) == 8.918
+    assert round(tera(2 * shared + strong + weak), 3) == 5.435
+    assert round(tera(shared + strong + weak), 3) == 5.173
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5])
@@ -118,15 +118,12 @@ def test_a_size_that_does_not_divide_is_refused(tmp_path):
 # Sparse Guidance, table 2, recomputed: SiT-XL/2, 256 tokens, r_{2->24}, without attention products
 @pytest.mark.parametrize(
     ("gammas", "giga"),
-    [((0.0,), 114.39), ((0.0, 0.0), 228.79), ((0.5, 0.9), 97.65), ((0.3, 0.3), 173.10)],
+    [((0.0,), 114.39), ((0.0, 0.0), 228.79), ((0.5, 0.9), 97.66), ((0.3, 0.3), 173.11)],
 )
 def test_golden_gigamacs_of_sit_xl_2(gammas, giga):
     config = SiTConfig.from_size("SiT-XL/2", routes=((2, 24),))
-    assert math.isclose(
-        sum(forward_macs(config, 256, 0, gamma, False) for gamma in gammas) / 1e9,
-        giga,
-        rel_tol=0.001,
-    )
+    macs = sum(forward_macs(config, 256, 0, gamma, False) for gamma in gammas)
+    assert round(macs / 1e9, 2) == giga
 
 
 CLASS_FIELDS = {"num_layers": 5, "width": 64, "num_heads": 2, "num_classes": 10}
@@ -171,8 +168,8 @@ def test_the_command_prints_the_golden_table(capsys):
     expected = {
         "forward, dense": 114.39,
         "guided step, CFG (two dense branches)": 228.79,
-        "guided step, SG(0.5, 0.9)": 97.65,
-        "guided step, AG+SG of mean gamma 0.3": 173.10,
+        "guided step, SG(0.5, 0.9)": 97.66,
+        "guided step, AG+SG of mean gamma 0.3": 173.11,
         "image, 40 steps, CFG (two dense branches)": 40 * 228.79,
         "training sample, dense": 3 * 114.39,
     }
