@@ -236,7 +236,7 @@ def check(
 
 
 @pytest.mark.parametrize("gamma", [0, 0.5, 0.8])
-@pytest.mark.parametrize("grid", [(4, 6), (5, 2), (4, 4)], ids=str)
+@pytest.mark.parametrize("grid", [(4, 6), (5, 2), (4, 4)], ids=["4x6", "5x2", "4x4"])
 @pytest.mark.parametrize("positions", POSITIONS)
 def test_a_model_of_one_route(positions: str, grid: tuple[int, int], gamma: float) -> None:
     model = random_model(ONE_ROUTE, **POSITIONS[positions])
