@@ -11,7 +11,7 @@ cd "$(dirname "$0")/.."
 assets=t2i/assets/nano
 out=outputs/nano_training
 config=configs/nano_training.yaml
-vae_flags=() internvl_flags=() quick=
+vae_flags=() internvl_flags=(--compile) quick=
 case "${1:-}" in
     "") ;;
     --fresh) rm -rf "$out" outputs/nano_data "$assets" ;;
@@ -27,8 +27,13 @@ source launch/setup.sh "" # not this script's own arguments
 source launch/steps.sh
 export HF_HUB_OFFLINE=1
 
-step vae python -m launch.nano.vae --output $assets/vae "${vae_flags[@]}"
+# Side by side, each on half of the cores: neither needs the other.
+trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
+cores=$(env -u OMP_NUM_THREADS nproc)
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(((cores + 1) / 2))}
+step vae python -m launch.nano.vae --output $assets/vae "${vae_flags[@]}" &
 step internvl python -m launch.nano.internvl --output $assets/text_encoder "${internvl_flags[@]}"
+wait $!
 step prompts python -m launch.nano.prompts --output $assets/prompts.txt
 
 # make_data CONFIG: Shapes web -> images -> captions -> latents, by the pipeline's own commands.

@@ -27,6 +27,7 @@ from t2i.shapes import (
     render,
 )
 
+LENGTH_MULTIPLE = 16
 IGNORED = -100
 # Of 16 examples of a batch, how many describe an image, shorten a text (each level), and are
 # plain captions after the text encoder's prefix.
@@ -160,8 +161,9 @@ def _answer(processor: InternVLProcessor, text: str) -> list[int]:
 def pad_right(
     examples: Sequence[tuple[list[int], list[int]]], pad_token_id: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Input ids, attention mask and labels of `Batch`."""
-    length = max((len(question) + len(answer) for question, answer in examples), default=0)
+    """Input ids, attention mask and labels of `Batch`; lengths are multiples, so that few occur."""
+    longest = max((len(question) + len(answer) for question, answer in examples), default=0)
+    length = -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
     input_ids = torch.full((len(examples), length), pad_token_id)
     attention_mask = torch.zeros_like(input_ids)
     labels = torch.full_like(input_ids, IGNORED)
