@@ -50,6 +50,7 @@ LAYERS = (
     ("t2i.benchmarks",),
     ("t2i.evaluation", "t2i.training.trainer", "t2i.training.plot", "t2i.training.trained"),
     ("t2i.training.monitoring.validation", "t2i.training.monitoring.swapped_words"),
+    ("t2i.training.monitoring.held_out",),
     ("t2i.training.averages",),
     ("t2i.training.saving", "t2i.training.run", "t2i.training.memory"),
     ("t2i.training.monitoring.throughput", "t2i.training.spikes"),

@@ -271,7 +271,8 @@ class TRDiT(nn.Module):
         patches = F.pixel_unshuffle(latents_BCHW.to(self.patch.weight.dtype), patch_size)
         grid = (height // patch_size, width // patch_size)
         tokens_BTD = self.patch(patches.flatten(2).transpose(1, 2))
-        if self.config.smallest_grid is not None:
+        if self.config.positions == "rope+absolute":
+            assert self.config.smallest_grid is not None
             positions_TD = absolute_positions(
                 *grid, self.config.width, self.config.smallest_grid, latents_BCHW.device
             )

@@ -17,6 +17,7 @@ from torch import distributed as dist
 
 from t2i.batch import TrainingBatch
 from t2i.training.backbone import Conditioner
+from t2i.training.monitoring.held_out import held_out_losses
 from t2i.training.objectives.moving import MovingObjective
 
 
@@ -37,54 +38,38 @@ def _capital(word: str) -> str:
     return word[0].upper() + word[1:]
 
 
-@torch.no_grad()
 def swapped_word_excess(
     network: nn.Module,
     objective: MovingObjective,
     conditioner: Conditioner,
     batches: Sequence[TrainingBatch],
+    own_losses: Sequence[Tensor],
     groups: Mapping[str, Sequence[str]],
     times: Sequence[float],
-    device: torch.device,
 ) -> dict[str, float | None]:
     """Relative excess of the loss when a group's words are swapped, by the group's name.
 
     mean(loss under the swapped caption) / mean(loss under the caption) - 1, over the held-out samples
     whose captions have a word of the group and over ``times``; about 0 while the words mean nothing
     to the network. None where no caption has one. Called by all processes together.
+
+    Args:
+        batches: on the network's device, at least one.
+        own_losses: of each, `held_out_losses` under the captions as they are.
     """
-    sums_G2 = torch.zeros(len(groups), 2, dtype=torch.float64, device=device)
-    for batch in batches:
-        batch = batch.to(device)
-        own_B = _losses(network, objective, conditioner, batch, times)
+    sums_G2 = torch.zeros(len(groups), 2, dtype=torch.float64, device=own_losses[0].device)
+    for batch, own_TB in zip(batches, own_losses, strict=True):
         for row, words in enumerate(groups.values()):
             captions = tuple(swap_words(caption, words) for caption in batch.captions)
             changed = [new != old for new, old in zip(captions, batch.captions, strict=True)]
             if not any(changed):
                 continue
             swapped = replace(batch, captions=captions)
-            swapped_B = _losses(network, objective, conditioner, swapped, times)
-            changed_B = torch.tensor(changed, device=device)
-            sums_G2[row] += torch.stack([swapped_B, own_B])[:, changed_B].sum(dim=1)
+            swapped_TB = held_out_losses(network, objective, conditioner, swapped, times)
+            changed_B = torch.tensor(changed, device=own_TB.device)
+            sums_G2[row] += torch.stack([swapped_TB, own_TB])[:, :, changed_B].sum(dim=(1, 2))
     dist.all_reduce(sums_G2)
     return {
         name: swapped / own - 1 if own else None
         for name, (swapped, own) in zip(groups, sums_G2.tolist(), strict=True)
     }
-
-
-def _losses(
-    network: nn.Module,
-    objective: MovingObjective,
-    conditioner: Conditioner,
-    batch: TrainingBatch,
-    times: Sequence[float],
-) -> Tensor:
-    """(B,) float64, summed over ``times``."""
-    condition = conditioner.given(batch)
-    return torch.stack(
-        [
-            objective.validation_loss(network, batch, condition, timestep).loss_B.double()
-            for timestep in times
-        ]
-    ).sum(dim=0)

@@ -18,16 +18,14 @@ from t2i.console import get_logger
 from t2i.image_pipeline import NotFiniteError
 from t2i.training.averages.averaged_copy import AveragedCopy
 from t2i.training.averages.ema import EMA
-from t2i.training.backbone import Conditioner
 from t2i.training.engine import Engine
+from t2i.training.monitoring.held_out import TIMES, held_out_losses
 from t2i.training.monitoring.metrics import LossSums, mean_losses
 from t2i.training.monitoring.reporter import Reporter
 from t2i.training.monitoring.swapped_words import swapped_word_excess
 from t2i.training.monitoring.validation_samples import draw_samples, write_samples
 from t2i.training.objectives.moving import MovingObjective
 from t2i.training.run import Run
-
-VALIDATION_TIMES = tuple((i + 0.5) / 8 for i in range(8))
 
 logger = get_logger("train")
 
@@ -44,12 +42,14 @@ class Validator:
 
     def measure(self, step: int, reporter: Reporter | None) -> None:
         """The losses of weights and average; the objective is told that of the weights."""
+        batches = [batch.to(self.run.device) for batch in self.run.validation]
         self.engine.network.eval()
-        loss, by_time = self._loss(self.engine.network)
+        loss, by_time = self._mean(self._losses(self.engine.network, batches))
         self.engine.network.train()
         with self.average.filled(self._averages(), self.dtype, self.run.device):
-            ema_loss, ema_by_time = self._loss(self.average.network)
-            swapped = self._swapped_words()
+            losses = self._losses(self.average.network, batches)
+            ema_loss, ema_by_time = self._mean(losses)
+            swapped = self._swapped_words(batches, losses)
         self.objective.end_validation(loss)
         fields: Mapping[str, Any] = {
             "step": step,
@@ -92,7 +92,25 @@ class Validator:
     def _averages(self) -> Any:
         return self.engine.gather(self.ema.averages)
 
-    def _swapped_words(self) -> dict[str, float | None]:
+    def _losses(self, network: nn.Module, batches: Sequence[TrainingBatch]) -> list[Tensor]:
+        """Of each batch, (times, B)."""
+        conditioner = self.run.backbone.conditioner
+        return [
+            held_out_losses(network, self.objective, conditioner, batch, TIMES) for batch in batches
+        ]
+
+    def _mean(self, losses: Sequence[Tensor]) -> tuple[float, list[float | None]]:
+        """Mean over the batches of all processes, and the same by time."""
+        sums = LossSums(self.run.device)
+        for losses_TB in losses:
+            for loss_B, time in zip(losses_TB, TIMES, strict=True):
+                sums.add(loss_B, torch.full_like(loss_B, time))
+        dist.all_reduce(sums.sums_2T)
+        return mean_losses(sums.sums_2T)
+
+    def _swapped_words(
+        self, batches: Sequence[TrainingBatch], losses: Sequence[Tensor]
+    ) -> dict[str, float | None]:
         """Of the average, which must be filled; {} when no words are to be swapped."""
         if not self.run.swapped_words:
             return {}
@@ -100,40 +118,8 @@ class Validator:
             self.average.network,
             self.objective,
             self.run.backbone.conditioner,
-            self.run.validation,
+            batches,
+            losses,
             self.run.swapped_words,
-            VALIDATION_TIMES,
-            self.run.device,
+            TIMES,
         )
-
-    def _loss(self, network: nn.Module) -> tuple[float, list[float | None]]:
-        return validation_loss(
-            network,
-            self.objective,
-            self.run.backbone.conditioner,
-            self.run.validation,
-            self.run.device,
-        )
-
-
-def validation_loss(
-    network: nn.Module,
-    objective: MovingObjective,
-    conditioner: Conditioner,
-    batches: Sequence[TrainingBatch],
-    device: torch.device,
-) -> tuple[float, list[float | None]]:
-    """Mean loss of a network over all processes' ``batches``, and the same by time.
-
-    Called by all processes together, each with equally many batches.
-    """
-    sums = LossSums(device)
-    for batch in batches:
-        batch = batch.to(device)
-        condition = conditioner.given(batch)
-        for timestep in VALIDATION_TIMES:
-            losses = objective.validation_loss(network, batch, condition, timestep)
-            sums.add(losses.loss_B, losses.timestep_B)
-    total: Tensor = sums.sums_2T
-    dist.all_reduce(total)
-    return mean_losses(total)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from t2i.batch import TrainingBatch
 from t2i.shapes import PLACES
+from t2i.training.monitoring.held_out import held_out_losses
 from t2i.training.monitoring.swapped_words import swap_words, swapped_word_excess
 from t2i.training.objectives.flow_matching import Losses
 
@@ -49,13 +50,18 @@ def test_the_excess_is_that_of_the_samples_with_such_a_word(
         return Losses(network(condition), torch.full((len(condition),), timestep))
 
     batch = TrainingBatch(torch.zeros(5, 8, 2, 2), CAPTIONS, ("",) * 5, torch.arange(5), step=0)
+    network, times = Reader(reads), (0.25, 0.75)
+    objective: Any = SimpleNamespace(validation_loss=validation_loss)
+    conditioner: Any = SimpleNamespace(given=lambda batch: batch.captions)
+    own_TB = held_out_losses(network, objective, conditioner, batch, times)
+    assert torch.equal(own_TB, torch.ones(2, 5, dtype=torch.float64))
     excess = swapped_word_excess(
-        Reader(reads),
-        SimpleNamespace(validation_loss=validation_loss),  # type: ignore[arg-type]
-        SimpleNamespace(given=lambda batch: batch.captions),  # type: ignore[arg-type]
+        network,
+        objective,
+        conditioner,
         [batch, batch],
+        [own_TB, own_TB],
         {"shape": SHAPES, "size": ("small", "large")},
-        (0.25, 0.75),
-        torch.device("cpu"),
+        times,
     )
     assert excess == {"shape": expected, "size": None}

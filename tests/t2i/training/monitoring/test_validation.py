@@ -21,8 +21,8 @@ from t2i.pipeline import TextToImagePipeline
 from t2i.training.averages.averaged_copy import AveragedCopy
 from t2i.training.checkpoint import TENSOR_KINDS, newest_checkpoint
 from t2i.training.monitoring import validation as validation_module
+from t2i.training.monitoring.held_out import TIMES, held_out_losses
 from t2i.training.monitoring.swapped_words import swapped_word_excess
-from t2i.training.monitoring.validation import VALIDATION_TIMES, validation_loss
 from t2i.training.monitoring.validation_samples import write_samples
 from t2i.training.objectives.moving import make_objective
 from t2i.training.run import Run
@@ -73,15 +73,15 @@ def test_losses_are_those_of_the_saved_weights_and_of_their_average(
         backbone = TINY["make_backbone"](kind)
         objective = make_objective(run.config, backbone, run.device, {})
         backbone.model.load_state_dict(saved(tmp_path, weights))
-        loss, by_time = validation_loss(
-            backbone.network, objective, backbone.conditioner, run.validation, run.device
-        )
-        assert line[f"{field}_loss"] == pytest.approx(loss, rel=1e-5)
-        assert line[f"{field}_by_time"] == pytest.approx(by_time, rel=1e-5)
+        asked = (backbone.network, objective, backbone.conditioner)
+        losses = [held_out_losses(*asked, batch, TIMES) for batch in run.validation]
+        by_time_T = torch.cat(losses, dim=1).mean(dim=1)
+        assert line[f"{field}_loss"] == pytest.approx(by_time_T.mean().item(), rel=1e-5)
+        assert line[f"{field}_by_time"] == pytest.approx(by_time_T.tolist(), rel=1e-5)
     if words:  # the network of the last turn has the average's weights
         excess = swapped_word_excess(
-            *(backbone.network, objective, backbone.conditioner, run.validation, words),
-            *(VALIDATION_TIMES, run.device),
+            *(backbone.network, objective, backbone.conditioner),
+            *(run.validation, losses, words, TIMES),
         )
         assert line["ema_swapped_words"] == pytest.approx(excess, rel=1e-3)
         assert excess["length"] != 0
