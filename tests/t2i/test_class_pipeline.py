@@ -114,7 +114,7 @@ def test_the_null_condition_is_the_null_class_and_the_random_ones_are_classes(
             assert counts.pop(own) == 0
             assert min(counts) > 10
         # of four classes three are others
-        assert [(drawn_SB[i] != drawn_SB[i - 1]).sum() > 55 for i in range(3)] == [True] * 3
+        assert all((drawn_SB[i] != drawn_SB[i - 1]).sum() > 55 for i in range(3))
     assert torch.equal(conditions("icg", "per_image")["random"], labels_SB[0])
 
 
