@@ -14,11 +14,12 @@ from t2i.encoders.vae import load_vae
 from t2i.encoders.vae_config import VAEConfig
 from t2i.guidance.methods import make_guidance
 from t2i.image_pipeline import NotFiniteError
-from t2i.models.mask_dit import MaskDiT
+from t2i.models.mask_dit import MaskDiT, load_mask_dit
 from t2i.models.mask_dit_config import MaskDiTConfig
-from t2i.models.sit import SiT
+from t2i.models.sit import SiT, load_sit
 from t2i.models.sit_config import SiTConfig
 from t2i.models.storage import save_transformer
+from t2i.sampling.sampler import sample_latents
 from t2i.sampling.sampling_config import RandomCondition
 
 SIZES = {"width": 32, "num_heads": 2, "num_classes": 5}
@@ -131,8 +132,16 @@ def test_a_second_network_is_loaded_for_autoguidance(folder: Path, vae: VAEConfi
         folder / "sit", vae, aux=folder / "mask_dit", size=(64, 64)
     )
     guided = latents(pipeline, 1, seeds=[1], guidance="ag", guidance_scale=3.0)
-    plain = latents(pipeline, 1, seeds=[1], guidance="none")
-    assert (guided - plain).abs().max() > 0.01
+    conditions: Any = {"text": torch.tensor([1])}
+    guidance = make_guidance("ag", {"omega": 3.0})
+    right, alone = (
+        sample_latents(
+            {"main": load_sit(folder / "sit"), "aux": aux}, conditions, guidance, [1], (4, 8, 8), 3
+        )
+        for aux in (load_mask_dit(folder / "mask_dit"), load_sit(folder / "sit"))
+    )
+    torch.testing.assert_close(guided, right, rtol=1e-4, atol=1e-4)
+    assert (guided - alone).abs().max() > 0.01
     with pytest.raises(ValueError, match="the networks know 5 and 4 classes"):
         ClassToImagePipeline.from_pretrained(folder / "sit", vae, aux=folder / "other_classes")
 
