@@ -38,7 +38,8 @@ from t2i.models.mask_dit import MaskDiT, load_mask_dit
 from t2i.models.routes import RoutingDraw
 from t2i.models.sit import SiT, load_sit
 from t2i.models.storage import CLASS_KEY, CONFIG_NAME
-from t2i.sampling.sampler import RUN_SEED
+from t2i.sampling.sampler import RUN_SEED, Given, Redrawn, Rows
+from t2i.sampling.sampling_config import RandomCondition
 
 ClassModel = SiT | MaskDiT | EpsilonToVelocity
 
@@ -114,6 +115,7 @@ class ClassToImagePipeline(ImagePipeline):
         shift: float | Literal["resolution"] = 1.0,
         routing_draw: RoutingDraw = "fixed",
         model_scale: float | None = None,
+        random_condition: RandomCondition = "per_step",
     ) -> PipelineOutput:
         """Make images.
 
@@ -134,13 +136,14 @@ class ClassToImagePipeline(ImagePipeline):
             output_type,
             shift,
             routing_draw,
+            random_condition,
             height,
             width,
         )
         seeds = choose_seeds(seeds, len(given) * num_images_per_label, generator)
         method = choose_guidance(guidance, guidance_scale, gamma_strong, gamma_weak)
         return self.sample(
-            self.conditions(given, num_images_per_label, method, seeds),
+            self.conditions(given, num_images_per_label, method, seeds, random_condition),
             method,
             seeds,
             self.latent_shape(height, width),
@@ -159,8 +162,9 @@ class ClassToImagePipeline(ImagePipeline):
         num_images_per_label: int,
         guidance: Guidance,
         seeds: Sequence[int],
-    ) -> dict[Condition, Tensor]:
-        """The labels (B,) that a method asks for: the given ones, the null class, or random others.
+        random_condition: RandomCondition,
+    ) -> dict[Condition, Given]:
+        """The labels that a method asks for: the given ones, the null class, or random others.
 
         Raises:
             ValueError: a label that is not a class; random others of a single class.
@@ -168,22 +172,28 @@ class ClassToImagePipeline(ImagePipeline):
         for label in labels:
             if not 0 <= label < self.num_classes:
                 raise ValueError(f"class {label}: must be in [0, {self.num_classes - 1}]")
-        own_B = torch.tensor(labels).repeat_interleave(num_images_per_label)
-        labels_B: dict[Condition, Tensor] = {
+        own_B = torch.tensor(labels, device=self.device).repeat_interleave(num_images_per_label)
+        given: dict[Condition, Given] = {
             "text": own_B,
             "null": torch.full_like(own_B, self.transformer.config.null_label),
         }
         if "random" in guidance.conditions:
-            labels_B["random"] = self.draw_others(own_B, seeds)
-        return {name: labels_B[name].to(self.device) for name in guidance.conditions}
+            draw = self.draw_others(own_B, torch.tensor(seeds, device=self.device))
+            pool = torch.arange(self.num_classes, device=self.device)
+            given["random"] = Redrawn(pool, draw) if random_condition == "per_step" else draw(0)
+        return {name: given[name] for name in guidance.conditions}
 
-    def draw_others(self, own_B: Tensor, seeds: Sequence[int]) -> Tensor:
-        """For each image a class that is not its own, uniform among the others, drawn by its seed."""
+    def draw_others(self, own_B: Tensor, seeds_B: Tensor) -> Rows:
+        """For each image and step a class that is not its own, uniform among the others, drawn by
+        the image's seed."""
         if self.num_classes < 2:
             raise ValueError("guidance icg needs a model of at least two classes, this one knows 1")
-        seeds_B = torch.tensor(seeds, dtype=torch.int64)
-        words_B = rng.words(RUN_SEED, "random class", 0, seeds_B, 1)[:, 0]
-        return (own_B + 1 + words_B % (self.num_classes - 1)) % self.num_classes
+
+        def draw(step: int) -> Tensor:
+            words_B = rng.words(RUN_SEED, "random class", step, seeds_B, 1)[:, 0]
+            return (own_B + 1 + words_B % (self.num_classes - 1)) % self.num_classes
+
+        return draw
 
 
 def load_class_model(

@@ -18,6 +18,7 @@ from t2i.guidance.schedules import Schedule
 from t2i.models.backbone import Backbone
 from t2i.models.routes import RoutingDraw
 from t2i.sampling.sampler import Given, sample_latents
+from t2i.sampling.sampling_config import RandomCondition
 
 if TYPE_CHECKING:
     import numpy
@@ -209,6 +210,7 @@ def check_arguments(
     output_type: OutputType,
     shift: float | Literal["resolution"],
     routing_draw: RoutingDraw,
+    random_condition: RandomCondition,
     height: int | None,
     width: int | None,
 ) -> None:
@@ -236,6 +238,12 @@ def check_arguments(
             "'resolution' or a number > 0",
         ),
         ("routing_draw", routing_draw, routing_draw in get_args(RoutingDraw), "fixed or bernoulli"),
+        (
+            "random_condition",
+            random_condition,
+            random_condition in get_args(RandomCondition),
+            "per_step or per_image",
+        ),
         ("height", height, height is None or height >= 1, "None or at least 1"),
         ("width", width, width is None or width >= 1, "None or at least 1"),
     ]

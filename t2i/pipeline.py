@@ -39,8 +39,8 @@ from t2i.image_pipeline import (
 from t2i.models.routes import RoutingDraw
 from t2i.models.storage import WEIGHTS_NAME, save_transformer
 from t2i.models.tr_dit import TRDiT, load_transformer
-from t2i.sampling.sampler import RUN_SEED, ConditionText, Given
-from t2i.sampling.sampling_config import RANDOM_PROMPTS
+from t2i.sampling.sampler import RUN_SEED, ConditionText, Given, Redrawn, Rows
+from t2i.sampling.sampling_config import RANDOM_PROMPTS, RandomCondition
 
 INDEX_NAME = "model_index.json"
 ConfigT = TypeVar("ConfigT", VAEConfig, TextEncoderConfig)
@@ -125,6 +125,7 @@ class TextToImagePipeline(ImagePipeline):
         routing_draw: RoutingDraw = "fixed",
         model_scale: float | None = None,
         random_prompts: Sequence[str] = RANDOM_PROMPTS,
+        random_condition: RandomCondition = "per_step",
     ) -> PipelineOutput:
         """Make images.
 
@@ -150,6 +151,7 @@ class TextToImagePipeline(ImagePipeline):
                 plain. It guides without a second branch, and composes with every guidance.
             random_prompts: what guidance icg draws its independent conditions from, never the
                 image's own prompt.
+            random_condition: "per_step": icg draws anew at each step; "per_image": once.
 
         Raises:
             ValueError: an argument that does not fit; the message says what does.
@@ -162,12 +164,15 @@ class TextToImagePipeline(ImagePipeline):
             output_type,
             shift,
             routing_draw,
+            random_condition,
             height,
             width,
         )
         seeds = choose_seeds(seeds, len(prompts) * num_images_per_prompt, generator)
         method = choose_guidance(guidance, guidance_scale, gamma_strong, gamma_weak)
-        texts = self.encode(prompts, num_images_per_prompt, method, seeds, random_prompts)
+        texts = self.encode(
+            prompts, num_images_per_prompt, method, seeds, random_prompts, random_condition
+        )
         return self.sample(
             texts,
             method,
@@ -189,45 +194,46 @@ class TextToImagePipeline(ImagePipeline):
         guidance: Guidance,
         seeds: Sequence[int],
         random_prompts: Sequence[str],
+        random_condition: RandomCondition,
     ) -> dict[Condition, Given]:
         """The conditions that a method asks for; each distinct caption is encoded once."""
         self.text_encoder.warn_of_cut(prompts)
-        rows_B = torch.arange(len(prompts)).repeat_interleave(num_images_per_prompt)
-        captions: dict[Condition, tuple[Sequence[str], Tensor]] = {
-            "text": (prompts, rows_B),
-            "null": ([""], torch.zeros_like(rows_B)),
-        }
+        encode, device = self.text_encoder.encode, self.device
+        rows_B = torch.arange(len(prompts), device=device).repeat_interleave(num_images_per_prompt)
+        texts: dict[Condition, Given] = {"text": ConditionText(encode(prompts), rows_B)}
+        if "null" in guidance.conditions:
+            texts["null"] = ConditionText(encode([""]), torch.zeros_like(rows_B))
         if "random" in guidance.conditions:
             own = [prompts[row] for row in rows_B.tolist()]
-            captions["random"] = (random_prompts, draw_others(own, random_prompts, seeds))
-        return {
-            condition: ConditionText(
-                self.text_encoder.encode(captions[condition][0]),
-                captions[condition][1].to(self.device),
-            )
-            for condition in guidance.conditions
-        }
+            rows = draw_others(own, random_prompts, torch.tensor(seeds, device=device))
+            pool, is_redrawn = encode(random_prompts), random_condition == "per_step"
+            texts["random"] = Redrawn(pool, rows) if is_redrawn else ConditionText(pool, rows(0))
+        return texts
 
 
-def draw_others(
-    own_prompts: Sequence[str], random_prompts: Sequence[str], seeds: Sequence[int]
-) -> Tensor:
-    """For each image a random prompt that is not its own, drawn by its seed: rows (B,) int64.
+def draw_others(own_prompts: Sequence[str], random_prompts: Sequence[str], seeds_B: Tensor) -> Rows:
+    """For each image and step a random prompt that is not its own, drawn by the image's seed.
 
     Raises:
         ValueError: there is no other prompt.
     """
-    seeds_B = torch.tensor(seeds, dtype=torch.int64)
-    words_B1 = rng.words(RUN_SEED, "random prompt", 0, seeds_B, 1)
-    drawn = []
-    for own, (word,) in zip(own_prompts, words_B1.tolist(), strict=True):
-        others = [row for row, prompt in enumerate(random_prompts) if prompt != own]
-        if not others:
+    others, num_prompts = [], len(random_prompts)
+    for own in own_prompts:
+        rows = [row for row, prompt in enumerate(random_prompts) if prompt != own]
+        if not rows:
             raise ValueError(
                 f"random_prompts must have another prompt than {own!r}, got {list(random_prompts)}"
             )
-        drawn.append(others[word % len(others)])
-    return torch.tensor(drawn)
+        others.append(rows)
+    padded = [[*rows, *[-1] * (num_prompts - len(rows))] for rows in others]
+    others_BP = torch.tensor(padded, device=seeds_B.device)
+    counts_B1 = (others_BP >= 0).sum(dim=1, keepdim=True)
+
+    def draw(step: int) -> Tensor:
+        words_B1 = rng.words(RUN_SEED, "random prompt", step, seeds_B, 1)
+        return others_BP.gather(1, words_B1 % counts_B1).squeeze(1)
+
+    return draw
 
 
 def load_components(

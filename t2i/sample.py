@@ -140,6 +140,7 @@ def build_parser() -> argparse.ArgumentParser:
     how.add_argument(
         "--routing-draw", metavar="KIND", help="fixed number of kept tokens, or bernoulli"
     )
+    how.add_argument("--random-condition", metavar="KIND", help="for icg: per_step or per_image")
     how.add_argument("--batch", dest="batch_size", type=int, metavar="N")
     how.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 ...")
     how.add_argument("--dtype", metavar="NAME", help="float32, bfloat16 or float16")
@@ -295,9 +296,11 @@ def settings_of(config: Config, is_class_model: bool) -> dict[str, str]:
         settings["model_scale"] = str(sampling.model_scale)
     if sampling.aux is not None:
         settings["aux"] = checkpoint_hash(Path(sampling.aux))
-    if "random" in guidance.conditions and not is_class_model:
-        drawn_from = json.dumps(sampling.random_prompts)
-        settings["random_prompts"] = hashlib.sha256(drawn_from.encode()).hexdigest()[:16]
+    if "random" in guidance.conditions:
+        settings["random_condition"] = sampling.random_condition
+        if not is_class_model:
+            drawn_from = json.dumps(sampling.random_prompts)
+            settings["random_prompts"] = hashlib.sha256(drawn_from.encode()).hexdigest()[:16]
     return settings
 
 
@@ -388,6 +391,7 @@ def make_images(
             "shift": sampling.shift,
             "routing_draw": sampling.routing_draw,
             "model_scale": sampling.model_scale,
+            "random_condition": sampling.random_condition,
         }
         done = 0
         for batch in batches:

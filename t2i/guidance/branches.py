@@ -18,11 +18,12 @@ from t2i.guidance.schedules import Schedule, constant
 if TYPE_CHECKING:
     from torch import Tensor
 
-# the prompt; the empty prompt; a prompt drawn independently of the image
+# the prompt; the empty prompt; a prompt drawn independently of the image, usually at each step
 Condition = Literal["text", "null", "random"]
 # the sampled network; a second, weaker one (AutoGuidance)
 Network = Literal["main", "aux"]
-# predictions in the order of the branches, x_t, t, step fraction -> the guided velocity
+# predictions in the order of the branches, x_t, t, step fraction -> the guided velocity; evaluations
+# of one step have the same step fraction, those of different steps different ones
 Combine = Callable[[Sequence["Tensor"], "Tensor", float, float], "Tensor"]
 Coefficients = Callable[[float], tuple[float, ...]]
 

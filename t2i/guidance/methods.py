@@ -196,7 +196,11 @@ def instruct_pix2pix(
 
 @method("icg", omega=2.5)
 def independent_condition(omega: Schedule) -> Guidance:
-    """omega D(c) + (1 - omega) D(c~), c~ drawn independently of the image   (arXiv 2407.02687)."""
+    """omega D(c) + (1 - omega) D(c~), c~ drawn independently of the image   (arXiv 2407.02687).
+
+    c~ is drawn anew at each step, as in the paper's algorithm, unless the pipeline is told otherwise
+    (its ``random_condition``).
+    """
     return extrapolate(omega, Branch(), Branch("random"))
 
 

@@ -22,6 +22,11 @@ class AdaptiveProjection:
         eta: weight of the part of the difference that is parallel to the conditional estimate.
         radius: the difference is scaled down to at most this norm per sample; inf leaves it.
         momentum: weight of the differences of earlier steps (negative in the paper).
+
+    The running average advances once per step, at the step's first evaluation: the paper's counts
+    steps, so its memory must not be half as long with a solver that evaluates twice (Heun). A
+    further evaluation of a step, known by its step fraction, takes the average of the steps before
+    and its own difference in place of the first one's, and leaves no trace.
     """
 
     def __init__(
@@ -31,7 +36,9 @@ class AdaptiveProjection:
         self.eta = eta
         self.radius = radius
         self.momentum = momentum
-        self.average: Tensor | float = 0.0
+        self.fraction: float | None = None  # of the step at hand
+        self.before: Tensor | float = 0.0  # the average up to the step before it
+        self.average: Tensor | float = 0.0  # with its first evaluation
 
     def __call__(
         self, predictions: Sequence[Tensor], x_t: Tensor, timestep: float, fraction: float
@@ -42,8 +49,13 @@ class AdaptiveProjection:
         to_data = 1 - timestep
         estimate = x_t + to_data * conditional
         latest, momentum = to_data * (conditional - unconditional), self.momentum(fraction)
-        self.average = latest + momentum * self.average
-        difference = self.average * (self.radius(fraction) / norm(self.average)).clamp(max=1.0)
+        is_first = fraction != self.fraction
+        if is_first:
+            self.fraction, self.before = fraction, self.average
+        average = latest + momentum * self.before
+        if is_first:
+            self.average = average
+        difference = average * (self.radius(fraction) / norm(average)).clamp(max=1.0)
         parallel = project(difference, estimate)
         update = difference - parallel + self.eta(fraction) * parallel
         return conditional + (self.omega(fraction) - 1) / to_data * update

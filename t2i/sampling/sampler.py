@@ -1,10 +1,9 @@
 """Guided sampling of latents: runs what a guidance method asks for, and nothing twice.
 
 A condition is text (TR-DiT) or class labels (SiT, DiT, MaskDiT). For a batch of images, text keys
-and values are computed once per condition and reused at every step by every branch. At a step,
-equal branches are merged and those of weight zero left out (`t2i.guidance.branches.plan`); the
-layers before the route run once per condition; branches that keep equally many tokens run as one
-batch.
+and values are computed once per caption and reused at every step by every branch. At a step, equal
+branches are merged and those of weight zero left out (`t2i.guidance.branches.plan`); the layers
+before the route run once per condition; branches that keep equally many tokens run as one batch.
 
 All draws of an image come from its own seed: in another batch it is the same up to rounding.
 
@@ -13,7 +12,7 @@ Shape suffixes: B images, C latent channels, H x W latents, K kept tokens, T tok
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -43,8 +42,20 @@ class ConditionText:
     rows_B: Tensor
 
 
-# one condition of B images: text, or class labels (B,) int64
-Given = ConditionText | Tensor
+# number of the step -> which of a pool each image has, (B,) int64
+Rows = Callable[[int], Tensor]
+
+
+@dataclass(frozen=True)
+class Redrawn:
+    """A condition that B images draw anew at each step from a pool: P captions, or labels (P,) int64."""
+
+    pool: TextStates | Tensor
+    rows: Rows
+
+
+# one condition of B images: text, class labels (B,) int64, or either drawn anew at each step
+Given = ConditionText | Tensor | Redrawn
 # what a network reads of it at each step
 Context = TextContext | Tensor
 
@@ -105,7 +116,10 @@ class GuidedField:
             (name, condition): prepare(networks[name], conditions[condition])
             for name, condition in pairs
         }
-        self.joined: dict[tuple[str, tuple[Condition, ...]], Context] = {}
+        self.rows: dict[Condition, Rows] = {
+            name: given.rows for name, given in conditions.items() if isinstance(given, Redrawn)
+        }
+        self.joined: dict[tuple[str, tuple[Condition, ...]], tuple[int | None, Context]] = {}
 
     def __call__(self, x_BCHW: Tensor, timestep: float, step: int) -> Tensor:
         """The guided velocity, (B, C, H, W) float32; ``x_BCHW`` float32, ``timestep`` in [0, 1)."""
@@ -130,7 +144,7 @@ class GuidedField:
             skip_blocks = draw_skipped(network.config.num_layers, drop_blocks, step)
             num_tokens = x_BCHW[0, 0].numel() // network.config.patch_size**2
             conditions = tuple(dict.fromkeys(evaluation.condition for evaluation in own))
-            hidden = self._before_route(name, conditions, x_BCHW, timestep, skip_blocks)
+            hidden = self._before_route(name, conditions, x_BCHW, timestep, step, skip_blocks)
             for batch in self._batches(own, num_tokens):
                 together = self._from_route(
                     name, conditions, hidden, batch, num_tokens, step, skip_blocks
@@ -152,6 +166,7 @@ class GuidedField:
         conditions: tuple[Condition, ...],
         x_BCHW: Tensor,
         timestep: float,
+        step: int,
         skip_blocks: Sequence[int],
     ) -> Any:
         """The first layers, once per condition: all rows of the first condition, then the next."""
@@ -164,7 +179,7 @@ class GuidedField:
             hidden = network.embed(x_BCHW[rows], timestep_B[rows], scale_B)
         else:
             hidden = network.embed(x_BCHW, timestep_B).select(rows)
-        return network.before_route(hidden, self._context(name, conditions), skip_blocks)
+        return network.before_route(hidden, self._context(name, conditions, step), skip_blocks)
 
     def _from_route(
         self,
@@ -189,7 +204,7 @@ class GuidedField:
             kept = self._keep(batch, num_tokens, step, num_draws)
             keep_ids, keep_mask = kept.ids_BK, kept.mask_BK
         return self.networks[name].from_route(
-            hidden, self._context(name, asked), keep_ids, keep_mask, skip_blocks
+            hidden, self._context(name, asked, step), keep_ids, keep_mask, skip_blocks
         )
 
     def _keep(
@@ -214,20 +229,38 @@ class GuidedField:
             return draws[0]
         return Kept(torch.cat([draw.ids_BK for draw in draws], dim=-2))
 
-    def _context(self, name: str, conditions: tuple[Condition, ...]) -> Context:
-        """Several prepared conditions, one after the other; joined once."""
+    def _context(self, name: str, conditions: tuple[Condition, ...], step: int) -> Context:
+        """Several prepared conditions, one after the other; joined anew only when one is redrawn."""
         key = name, conditions
-        if key not in self.joined:
-            self.joined[key] = join([self.prepared[name, one] for one in conditions])
-        return self.joined[key]
+        drawn_at = None if self.rows.keys().isdisjoint(conditions) else step
+        if key not in self.joined or self.joined[key][0] != drawn_at:
+            contexts = [self._drawn(name, condition, step) for condition in conditions]
+            self.joined[key] = drawn_at, join(contexts)
+        return self.joined[key][1]
+
+    def _drawn(self, name: str, condition: Condition, step: int) -> Context:
+        """A prepared condition of the B images at a step."""
+        context = self.prepared[name, condition]
+        if condition not in self.rows:
+            return context
+        rows_B = self.rows[condition](step)
+        return context[rows_B] if isinstance(context, Tensor) else context.select(rows_B)
 
 
 def prepare(network: Backbone, given: Given) -> Context:
-    """Labels as they are; of text all blocks' keys and values, computed once per caption."""
-    if isinstance(given, Tensor):
-        return given
+    """Labels as they are; of text all blocks' keys and values, computed once per caption.
+
+    Of a condition that is redrawn, those of its pool.
+    """
+    if isinstance(given, ConditionText):
+        return _prepare_text(network, given.states).select(given.rows_B)
+    pool = given.pool if isinstance(given, Redrawn) else given
+    return pool if isinstance(pool, Tensor) else _prepare_text(network, pool)
+
+
+def _prepare_text(network: Backbone, texts: TextStates) -> TextContext:
     assert isinstance(network, TRDiT)
-    return network.prepare_text(given.states.states, given.states.mask).select(given.rows_B)
+    return network.prepare_text(texts.states, texts.mask)
 
 
 def join(contexts: Sequence[Context]) -> Context:

@@ -11,6 +11,8 @@ from t2i.models.routes import RoutingDraw
 
 # Solver names; `t2i.sampling.solvers.SOLVERS` has the functions.
 SolverName = Literal["euler", "heun", "unipc"]
+# How often guidance icg draws the condition that it guides away from.
+RandomCondition = Literal["per_step", "per_image"]
 
 # Drawn from by guidance icg: prompts that have nothing to do with the image.
 RANDOM_PROMPTS = (
@@ -52,6 +54,9 @@ class SamplingConfig(Section):
     batch_size: int = Field(16, ge=1)
     num_builtin_prompts: int = Field(16, ge=1, description="prompts used when none are given")
     random_prompts: tuple[str, ...] = Field(RANDOM_PROMPTS, min_length=1)
+    random_condition: RandomCondition = Field(
+        "per_step", description="guidance icg draws its condition at each step, or once per image"
+    )
     device: str = "cpu"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     compile: bool = Field(

@@ -26,7 +26,7 @@ from t2i.console import format_seconds, progress, run_command
 from tests.mutants.mutant import Mutant
 from tests.mutants.run import Outcome, try_all
 
-LISTS = ("tests.mutants.models",)
+LISTS = ("tests.mutants.models", "tests.mutants.sampling", "tests.mutants.training")
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -19,8 +19,10 @@ from t2i.pipeline import write_index
 TEXT_WIDTH = 192
 
 
-def random_transformer(seed: int, text_width: int = TEXT_WIDTH, scale_input: bool = False) -> TRDiT:
-    """A TR-DiT of three layers, the middle one routed; no weight is zero, so that all parts act."""
+def random_transformer(
+    seed: int, text_width: int = TEXT_WIDTH, scale_input: bool = False, routed: int = 1
+) -> TRDiT:
+    """A TR-DiT of three layers, one of them routed; no weight is zero, so that all parts act."""
     config = TRDiTConfig(
         num_layers=3,
         width=32,
@@ -28,7 +30,7 @@ def random_transformer(seed: int, text_width: int = TEXT_WIDTH, scale_input: boo
         text_width=text_width,
         num_refiner_layers=1,
         adaln_rank=4,
-        routes=((1, 1),),
+        routes=((routed, routed),),
         scale_input=scale_input,
     )
     model = TRDiT(config).eval().requires_grad_(False)
@@ -40,7 +42,7 @@ def random_transformer(seed: int, text_width: int = TEXT_WIDTH, scale_input: boo
 
 @pytest.fixture(scope="session")
 def make_transformer() -> Callable[..., TRDiT]:
-    """`random_transformer`: (seed, text_width, scale_input) -> TRDiT."""
+    """`random_transformer`: (seed, text_width, scale_input, routed) -> TRDiT."""
     return random_transformer
 
 

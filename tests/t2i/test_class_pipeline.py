@@ -14,11 +14,13 @@ from t2i.encoders.vae import load_vae
 from t2i.encoders.vae_config import VAEConfig
 from t2i.guidance.methods import make_guidance
 from t2i.image_pipeline import NotFiniteError
-from t2i.models.mask_dit import MaskDiT
+from t2i.models.mask_dit import MaskDiT, load_mask_dit
 from t2i.models.mask_dit_config import MaskDiTConfig
-from t2i.models.sit import SiT
+from t2i.models.sit import SiT, load_sit
 from t2i.models.sit_config import SiTConfig
 from t2i.models.storage import save_transformer
+from t2i.sampling.sampler import sample_latents
+from t2i.sampling.sampling_config import RandomCondition
 
 SIZES = {"width": 32, "num_heads": 2, "num_classes": 5}
 SIT = SiTConfig(num_layers=3, routes=((1, 1),), **SIZES)
@@ -95,18 +97,26 @@ def test_damaged_weights_are_refused(folder: Path, vae: VAEConfig) -> None:
 def test_the_null_condition_is_the_null_class_and_the_random_ones_are_classes(
     pipeline: ClassToImagePipeline,
 ) -> None:
-    def conditions(name: str) -> dict[str, list[int]]:
-        guidance = make_guidance(name)
-        found = pipeline.conditions([2, 4], 100, guidance, range(200))
-        return {key: labels_B.tolist() for key, labels_B in found.items()}
+    """The random ones at each step anew, each of the others as often; or the same at all steps."""
 
-    assert conditions("cfg") == {"text": [2] * 100 + [4] * 100, "null": [5] * 200}
-    random = conditions("icg")["random"]
-    for own, drawn in ((2, random[:100]), (4, random[100:])):
-        counts = [drawn.count(label) for label in range(5)]
-        assert counts[own] == 0
-        assert min(counts[:own] + counts[own + 1 :]) > 10
-        assert sum(counts) == 100
+    def conditions(name: str, random_condition: RandomCondition) -> dict[str, Any]:
+        return pipeline.conditions([2, 4], 100, make_guidance(name), range(200), random_condition)
+
+    cfg = conditions("cfg", "per_step")
+    assert {key: labels_B.tolist() for key, labels_B in cfg.items()} == {
+        "text": [2] * 100 + [4] * 100,
+        "null": [5] * 200,
+    }
+    redrawn = conditions("icg", "per_step")["random"]
+    labels_SB = torch.stack([redrawn.pool[redrawn.rows(step)] for step in range(3)])
+    for own, drawn_SB in ((2, labels_SB[:, :100]), (4, labels_SB[:, 100:])):
+        for drawn_B in drawn_SB:
+            counts = torch.bincount(drawn_B, minlength=5).tolist()
+            assert counts.pop(own) == 0
+            assert min(counts) > 10
+        # of four classes three are others
+        assert all((drawn_SB[i] != drawn_SB[i - 1]).sum() > 55 for i in range(3))
+    assert torch.equal(conditions("icg", "per_image")["random"], labels_SB[0])
 
 
 def test_a_single_class_has_no_other_to_draw(vae: VAEConfig) -> None:
@@ -122,8 +132,16 @@ def test_a_second_network_is_loaded_for_autoguidance(folder: Path, vae: VAEConfi
         folder / "sit", vae, aux=folder / "mask_dit", size=(64, 64)
     )
     guided = latents(pipeline, 1, seeds=[1], guidance="ag", guidance_scale=3.0)
-    plain = latents(pipeline, 1, seeds=[1], guidance="none")
-    assert (guided - plain).abs().max() > 0.01
+    conditions: Any = {"text": torch.tensor([1])}
+    guidance = make_guidance("ag", {"omega": 3.0})
+    right, alone = (
+        sample_latents(
+            {"main": load_sit(folder / "sit"), "aux": aux}, conditions, guidance, [1], (4, 8, 8), 3
+        )
+        for aux in (load_mask_dit(folder / "mask_dit"), load_sit(folder / "sit"))
+    )
+    torch.testing.assert_close(guided, right, rtol=1e-4, atol=1e-4)
+    assert (guided - alone).abs().max() > 0.01
     with pytest.raises(ValueError, match="the networks know 5 and 4 classes"):
         ClassToImagePipeline.from_pretrained(folder / "sit", vae, aux=folder / "other_classes")
 

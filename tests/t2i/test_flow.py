@@ -77,5 +77,6 @@ def test_shift_keeps_the_ends_moves_to_noise_and_matches_the_formula_in_noise_le
     torch.testing.assert_close(flow.shift_timestep(shifted, 1 / 3), timestep)
 
 
-def test_four_times_the_tokens_doubles_the_shift():
-    assert math.isclose(flow.resolution_shift(1024, 256), 2.0)
+@pytest.mark.parametrize(("tokens", "shift"), [(1024, 2.0), (256, 1.0), (64, 0.5), (512, 2**0.5)])
+def test_the_shift_is_the_root_of_the_number_of_tokens_over_the_usual_one(tokens, shift):
+    assert math.isclose(flow.resolution_shift(tokens, 256), shift)

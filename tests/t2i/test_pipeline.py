@@ -13,8 +13,10 @@ from PIL import Image
 
 from t2i.guidance.methods import make_guidance
 from t2i.image_pipeline import NotFiniteError, choose_seeds
+from t2i.models.storage import save_transformer
 from t2i.models.tr_dit import TRDiT
 from t2i.pipeline import TextToImagePipeline, checkpoint_hash, draw_others
+from t2i.sampling.sampler import ConditionText, sample_latents
 
 PROMPTS = ["a red circle", "a small blue square on a white background."]
 FEW = {"num_inference_steps": 3}
@@ -126,17 +128,21 @@ def test_a_generator_of_another_device_draws_the_seeds() -> None:
     assert len(set(choose_seeds(None, 4, generator))) == 4
 
 
-def test_the_independent_prompt_is_another_than_the_image_s_own(
+def test_the_independent_prompt_is_another_than_the_image_s_own_and_drawn_at_each_step(
     pipeline: TextToImagePipeline,
 ) -> None:
-    random_prompts, seeds = ["a", "b", "c", "b"], range(100)
-
-    def drawn(prompt: str) -> list[str]:
-        rows_B = draw_others([prompt] * 100, random_prompts, seeds)
-        return [random_prompts[row] for row in rows_B.tolist()]
-
-    assert set(drawn("b")) == {"a", "c"}
-    assert set(drawn("d")) == {"a", "b", "c"}
+    """Images of two prompts in one batch, each by its own seed: alone they draw the same."""
+    random_prompts, own = ["a", "b", "c", "b"], ["b", "d"] * 50
+    draw = draw_others(own, random_prompts, torch.arange(100))
+    steps = [draw(step).tolist() for step in range(3)]
+    for rows in steps:
+        assert {random_prompts[row] for row in rows[0::2]} == {"a", "c"}
+        assert {random_prompts[row] for row in rows[1::2]} == {"a", "b", "c"}
+    for one, other in ((0, 1), (1, 2), (0, 2)):
+        # 50 images draw among 2 rows, 50 among 4: 62.5 draws differ, with a deviation of 4.7
+        assert 40 < sum(a != b for a, b in zip(steps[one], steps[other], strict=True)) < 85
+    alone = draw_others(["d"], random_prompts, torch.tensor([7]))
+    assert [alone(step).item() for step in range(3)] == [rows[7] for rows in steps]
     with pytest.raises(ValueError, match="random_prompts must have another prompt than 'a', got"):
         latents(pipeline, "a", guidance="icg", random_prompts=["a", "a"])
 
@@ -195,13 +201,76 @@ def test_a_saved_pipeline_makes_the_same_image(
     assert checkpoint_hash(tmp_path / "saved") == checkpoint_hash(pipeline_folder)
 
 
-def test_a_second_network_is_loaded_for_autoguidance(pipeline_folder: Path) -> None:
-    pipeline = TextToImagePipeline.from_pretrained(
-        pipeline_folder, aux=pipeline_folder / "transformer"
+def by_hand(
+    pipeline: TextToImagePipeline, name: str, captions: dict[str, str], aux: TRDiT | None = None
+) -> torch.Tensor:
+    """Latents of seed 1 without the pipeline: one caption per condition."""
+    given: Any = {
+        condition: ConditionText(pipeline.text_encoder.encode([caption]), torch.tensor([0]))
+        for condition, caption in captions.items()
+    }
+    networks = {"main": pipeline.transformer} | ({"aux": aux} if aux else {})
+    return sample_latents(networks, given, make_guidance(name), [1], (4, 8, 8), num_steps=3)
+
+
+@pytest.mark.parametrize("name", ["cfg", "cfg+sg", "s2", "apg"])
+def test_the_null_branch_is_the_empty_prompt(pipeline: TextToImagePipeline, name: str) -> None:
+    image = latents(pipeline, PROMPTS[0], seeds=[1], guidance=name)
+    empty, blank, own = (
+        by_hand(pipeline, name, {"text": PROMPTS[0], "null": null})
+        for null in ("", " ", PROMPTS[0])
     )
-    guided = latents(pipeline, PROMPTS[0], seeds=[1], guidance="ag", guidance_scale=3.0)
-    plain = latents(pipeline, PROMPTS[0], seeds=[1], guidance="none")
-    torch.testing.assert_close(guided, plain, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(image, empty, rtol=1e-4, atol=1e-4)
+    assert (image - blank).abs().max() > 0.01
+    assert (image - own).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("name", ["ag", "ag+sg"])
+def test_the_weaker_branch_is_the_second_network_and_told_the_prompt(
+    pipeline: TextToImagePipeline,
+    pipeline_folder: Path,
+    make_transformer: Callable[..., TRDiT],
+    tmp_path: Path,
+    name: str,
+) -> None:
+    """Of two different networks, both in a folder and in hand."""
+    weaker = make_transformer(1)
+    save_transformer(weaker, tmp_path)
+    loaded = TextToImagePipeline.from_pretrained(pipeline_folder, aux=tmp_path)
+    held = TextToImagePipeline(
+        pipeline.transformer, pipeline.vae, pipeline.text_encoder, weaker, size=(64, 64)
+    )
+    captions = {"text": PROMPTS[0], "null": ""}
+    expected = by_hand(pipeline, name, captions, weaker)
+    for one in (loaded, held):
+        image = latents(one, PROMPTS[0], seeds=[1], guidance=name)
+        torch.testing.assert_close(image, expected, rtol=1e-4, atol=1e-4)
+    alone = by_hand(pipeline, name, captions, pipeline.transformer)
+    assert (expected - alone).abs().max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "shift"), [(128, 128, 2.0), (64, 64, 1.0), (32, 32, 0.5), (32, 128, 1.0)]
+)
+def test_another_size_shifts_the_times_by_the_root_of_its_tokens(
+    pipeline: TextToImagePipeline, height: int, width: int, shift: float
+) -> None:
+    """Of a pipeline made for 64 x 64, which is 16 tokens: t / (shift - (shift - 1) t)."""
+    times: list[float] = []
+    pipeline(
+        PROMPTS[0],
+        height=height,
+        width=width,
+        num_inference_steps=4,
+        guidance="none",
+        output_type="latent",
+        shift="resolution",
+        callback_on_step_end=lambda _, step, time, tensors: times.append(time),
+    )
+    even = (0.25, 0.5, 0.75, 1.0)
+    assert times == pytest.approx([t / (shift - (shift - 1) * t) for t in even], rel=1e-9)
+    if shift == 2.0:
+        assert times == pytest.approx([1 / 7, 1 / 3, 3 / 5, 1], rel=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -218,6 +287,10 @@ def test_a_second_network_is_loaded_for_autoguidance(pipeline_folder: Path) -> N
         ({"num_inference_steps": 0}, "num_inference_steps must be at least 1, got 0"),
         ({"output_type": "numpy"}, "output_type must be pil, np, pt or latent, got 'numpy'"),
         ({"routing_draw": "Bernouli"}, "routing_draw must be fixed or bernoulli, got 'Bernouli'"),
+        (
+            {"random_condition": "once"},
+            "random_condition must be per_step or per_image, got 'once'",
+        ),
         ({"shift": "resolutio"}, "shift must be 'resolution' or a number > 0, got 'resolutio'"),
         ({"shift": 0}, "shift must be 'resolution' or a number > 0, got 0"),
         ({"shift": -1.0}, "shift must be 'resolution' or a number > 0, got -1.0"),

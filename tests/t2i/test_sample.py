@@ -211,6 +211,30 @@ def test_what_icg_draws_from_is_part_of_its_images(config_file: Path) -> None:
         settings_with(config_file, *icg, *more, is_class_model=True) for more in ((), drawn)
     )
     assert usual == other
+    for is_class_model in (False, True):
+        per_step, per_image = (
+            settings_with(config_file, *icg, *flag, is_class_model=is_class_model)
+            for flag in ((), ("--random-condition", "per_image"))
+        )
+        assert per_step.pop("random_condition") == "per_step"
+        assert per_image.pop("random_condition") == "per_image"
+        assert per_step == per_image
+    assert "random_condition" not in settings_with(config_file)
+
+
+def test_the_flag_says_how_often_icg_draws(run: Run, tmp_path: Path) -> None:
+    """Two steps: the second draws another prompt than the first, unless one is drawn per image."""
+    made = {}
+    for kind in ("per_step", "per_image"):
+        flags = ("--guidance", "icg", "--random-condition", kind, "--output", str(tmp_path / kind))
+        assert run(*flags) == 0
+        images = []
+        for path in pictures(tmp_path / kind):
+            with Image.open(path) as image:
+                assert image.info["random_condition"] == kind
+                images.append(image.tobytes())
+        made[kind] = images
+    assert made["per_step"] != made["per_image"]
 
 
 def test_the_encoders_are_part_of_the_images_of_a_bare_model(
@@ -333,6 +357,7 @@ def test_a_model_with_a_scale_input_is_fed_the_scale(
         (["--solver", "rk4"], "--solver Input should be 'euler', 'heun' or 'unipc'"),
         (["--routing-draw", "poisson"], "--routing-draw Input should be 'fixed' or 'bernoulli'"),
         (["--shift", "0"], "--shift"),
+        (["--random-condition", "x"], "--random-condition Input should be 'per_step' or 'per_im"),
         (["--guidance", "ag"], "guidance ag needs a second, weaker network: --aux"),
         (["--checkpoint", "nowhere"], "nowhere: neither a pipeline folder"),
         (["--classes", "1,dog"], "--classes 1,dog: expected numbers of classes such as 207,360"),

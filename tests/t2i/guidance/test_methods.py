@@ -87,8 +87,30 @@ def test_s2_without_its_weight_is_cfg_and_without_cfg_has_two_branches() -> None
     assert [term.condition for term in two] == ["text", "text"]
 
 
-def test_both_branches_of_sg_are_conditional() -> None:
-    assert {branch.condition for branch in make_guidance("sg").branches} == {"text"}
+DENSE, NULL = ("text", "main", 0.0), ("null", "main", 0.0)
+THREE = (("text", "main", 0.1), ("null", "main", 0.8), ("text", "main", 0.8))
+# condition, network and gamma of each branch at the first step
+BRANCHES = {
+    "none": (DENSE,),
+    "cfg": (DENSE, NULL),
+    "sg": (("text", "main", 0.1), ("text", "main", 0.8)),
+    "cfg+sg": (("text", "main", 0.2), ("null", "main", 0.7)),
+    "ag": (DENSE, ("text", "aux", 0.0)),
+    "ag+sg": (DENSE, ("text", "aux", 0.6)),
+    "direct": THREE,
+    "inner": (("text", "main", 0.1), ("null", "main", 0.1), ("text", "main", 0.8)),
+    "compositional": THREE,
+    "ip2p": THREE,
+    "icg": (DENSE, ("random", "main", 0.0)),
+    "s2": (DENSE, NULL, DENSE),
+    "apg": (DENSE, NULL),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_each_branch_asks_for_the_papers_condition_network_and_sparsity(name: str) -> None:
+    asked = evaluations(make_guidance(name), 0.0)
+    assert tuple((one.condition, one.network, one.gamma) for one in asked) == BRANCHES[name]
 
 
 def test_each_branch_that_drops_tokens_has_its_own_draw() -> None:
@@ -204,6 +226,34 @@ def test_apg_agrees_with_diffusers_over_several_steps() -> None:
         )
         guided = rule([conditional, unconditional], x_t, timestep, timestep)
         torch.testing.assert_close(x_t + (1 - timestep) * guided, expected)
+
+
+def test_momentum_counts_the_steps_of_a_solver_that_evaluates_twice() -> None:
+    """Heun, by hand. At eta = 1 without a radius: D(c) + (omega - 1) / (1 - t) average, with t = 0.5
+    and omega = 3 the difference to D(c) is 4 averages, and an average holds half the velocities'
+    differences: 2 (difference + momentum * what the first evaluations of earlier steps left)."""
+    rule = projection(omega=3, eta=1, radius="inf", momentum=-0.5)
+    zero = torch.zeros(1, 1)
+
+    def added(difference: float, fraction: float) -> float:
+        predictions = [zero + difference, zero]
+        return (rule(predictions, zero, 0.5, fraction) - predictions[0]).item()
+
+    # the first evaluations, 8, 6 and 3, leave 8, then 6 - 8 / 2 = 2
+    assert [added(8, 0.0), added(20, 0.0)] == [2 * 8, 2 * 20]
+    assert [added(6, 0.5), added(10, 0.5)] == [2 * (6 - 4), 2 * (10 - 4)]
+    assert added(3, 1.0) == 2 * (3 - 1)
+
+
+def test_a_second_evaluation_leaves_the_next_step_as_it_was() -> None:
+    heun, euler = projection(radius=1.5), projection(radius=1.5)
+    predictions, x_t = random_predictions()
+    for step in range(4):
+        moved = [(1 + step) * velocity.roll(step) for velocity in predictions]
+        fraction = step / 3
+        first = heun(moved, x_t, 0.2, fraction)
+        torch.testing.assert_close(first, euler(moved, x_t, 0.2, fraction), rtol=0, atol=0)
+        heun(predictions, x_t + 1, 0.4, fraction)
 
 
 def test_cfg_equals_diffusers_guider() -> None:

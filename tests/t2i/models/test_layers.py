@@ -1,4 +1,7 @@
-"""Proves norms, SwiGLU and attention against transformers' Llama modules and torch's own."""
+"""Proves norms, SwiGLU and attention against transformers' Llama modules and torch's own, and the
+precision of time."""
+
+import copy
 
 import pytest
 import torch
@@ -14,11 +17,13 @@ from t2i.models.layers import (
     RMSNorm,
     SelfAttention,
     SwiGLU,
+    TimeEmbedding,
     attend,
     rms_norm,
     time_sinusoids,
 )
 from t2i.models.rope import Rotation, text_rotation
+from t2i.models.sit_layers import TimeEmbedding as SiTTimeEmbedding
 
 WIDTH, HEADS, HEAD_WIDTH = 32, 2, 16
 NO_ROTATION = Rotation(torch.ones(1, 1, 4), torch.zeros(1, 1, 4))
@@ -107,6 +112,24 @@ def test_time_sinusoids_span_from_one_period_in_the_interval_to_hundreds():
     assert sinusoids.shape == (2, 256)
     assert torch.equal(sinusoids[0], torch.cat([torch.ones(128), torch.zeros(128)]))
     torch.testing.assert_close(sinusoids[1, 0], torch.tensor(500.0).cos())
+
+
+@pytest.mark.parametrize(
+    ("embedding", "scale"), [(TimeEmbedding(WIDTH), 1000.0), (SiTTimeEmbedding(WIDTH), 1.0)]
+)
+def test_time_of_a_bf16_network_becomes_sinusoids_in_float32(embedding, scale):
+    """bf16 rounds t = 0.7004 to 0.6992, 1.2 radians at the highest frequency, and DiT's step 999 to
+    1000: only the sinusoids may be rounded, so what the first linear reads is held to that."""
+    low, seen = copy.deepcopy(embedding).bfloat16(), []
+    low.hidden.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    timestep = torch.tensor([0.7004, 0.123, 999.0 if scale == 1 else 0.999])
+    low(timestep)
+    frequencies = 10_000 ** (-torch.arange(128, dtype=torch.float64) / 128)
+    angles = scale * timestep.double()[:, None] * frequencies
+    exact = torch.cat([angles.cos(), angles.sin()], dim=-1)
+    assert seen[0].dtype == torch.bfloat16
+    # one rounding to bf16, and float32 angles of up to 1000
+    assert ((seen[0].double() - exact).abs() <= exact.abs() * 2**-8 + 5e-4).all()
 
 
 def test_self_attention_equals_qwen3_which_is_llama_with_normalised_heads():

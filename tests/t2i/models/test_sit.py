@@ -288,6 +288,16 @@ def test_bf16_weights_and_autocast_stay_near_float32(model, inputs, keep_ids, au
 
 
 @torch.no_grad()
+def test_a_bf16_network_reads_the_time_in_float32(model, inputs):
+    """999 and 1000, as steps of a diffusion (DiT), are the same number in bf16."""
+    low = copy.deepcopy(model).bfloat16()
+    times = [torch.full((BATCH,), step) for step in (999.0, 1000.0)]
+    first, second = (low.embed(inputs[0], timestep).time_BD for timestep in times)
+    assert torch.equal(times[0].bfloat16(), times[1].bfloat16())
+    assert (first - second).abs().max() > 0.05
+
+
+@torch.no_grad()
 def test_forward_traces_as_one_graph_without_breaks(model, inputs, keep_ids):
     explained = torch._dynamo.explain(model.forward)(*inputs, keep_ids)
     assert explained.graph_break_count == 0

@@ -1,10 +1,12 @@
-"""Guided sampling: the planner against a naive sum, independence of the batch, what is computed once.
+"""Guided sampling: the planner against a naive sum, independence of the batch, precision, what is
+computed once.
 
 On a tiny TR-DiT with random weights, none of them zero. Needs no assets.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor
 
 from t2i.encoders.text import TextStates
-from t2i.guidance.branches import Branch, Condition, Evaluation, Guidance, evaluations
+from t2i.guidance.branches import Branch, Condition, Evaluation, Guidance, evaluations, plan
 from t2i.guidance.methods import METHODS, extrapolate, make_guidance
 from t2i.guidance.schedules import constant
 from t2i.models.routes import num_kept
@@ -21,7 +23,9 @@ from t2i.models.tr_dit import TRDiT
 from t2i.sampling.sampler import (
     RUN_SEED,
     ConditionText,
+    Given,
     GuidedField,
+    Redrawn,
     draw_skipped,
     sample_latents,
 )
@@ -30,6 +34,7 @@ TEXT_WIDTH = 12
 LATENT_SHAPE = (4, 8, 8)
 NUM_TOKENS = 16
 NUM_STEPS = 5
+NUM_RANDOM = 4
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 
 
@@ -54,13 +59,21 @@ def encoded(numbers: Sequence[int], length: int) -> TextStates:
     return TextStates(states, mask)
 
 
-def texts(captions: Sequence[int], length: int = 4) -> dict[Condition, ConditionText]:
-    """Caption 100 is the null condition, 200 the random one, each shorter than the prompts."""
-    zeros = torch.zeros(len(captions), dtype=torch.int64)
+def random_row(caption: int, step: int) -> int:
+    """Which of the random captions the image of a caption has at a step."""
+    return (caption + step) % NUM_RANDOM
+
+
+def texts(captions: Sequence[int], length: int = 4) -> dict[Condition, Given]:
+    """Caption 100 is the null condition, the random ones begin at 200, dealt out by `random_row`."""
+
+    def rows(step: int) -> Tensor:
+        return torch.tensor([random_row(caption, step) for caption in captions])
+
     return {
         "text": ConditionText(encoded(captions, length), torch.arange(len(captions))),
-        "null": ConditionText(encoded([100], 3), zeros),
-        "random": ConditionText(encoded([200], 4), zeros),
+        "null": ConditionText(encoded([100], 3), torch.zeros(len(captions), dtype=torch.int64)),
+        "random": Redrawn(encoded(range(200, 200 + NUM_RANDOM), 4), rows),
     }
 
 
@@ -90,7 +103,8 @@ def naive_prediction(
     rows = []
     for row, seed in enumerate((5, 6)):
         network = networks[evaluation.network]
-        number = {"text": 1 + row, "null": 100, "random": 200}[evaluation.condition]
+        drawn = 200 + random_row(1 + row, step)
+        number = {"text": 1 + row, "null": 100, "random": drawn}[evaluation.condition]
         states = encoded([number], caption(number)[1])
         keep_ids = None
         if num_kept(NUM_TOKENS, evaluation.gamma) < NUM_TOKENS:
@@ -116,13 +130,20 @@ def naive_prediction(
     return torch.cat(rows)
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_the_planned_sum_is_the_naive_sum(networks: dict[str, TRDiT], name: str) -> None:
-    guidance = make_guidance(name)
-    seeds = torch.tensor([5, 6])
-    x = torch.randn(2, *LATENT_SHAPE, generator=torch.Generator().manual_seed(0))
-    field = GuidedField(networks, texts((1, 2)), guidance, seeds, NUM_STEPS)
-    for step in (0, 3):
+def guided_field(networks: dict[str, TRDiT], guidance: Guidance) -> GuidedField:
+    """Of captions 1 and 2 with seeds 5 and 6."""
+    return GuidedField(networks, texts((1, 2)), guidance, torch.tensor([5, 6]), NUM_STEPS)
+
+
+def latents(seed: int = 0) -> Tensor:
+    return torch.randn(2, *LATENT_SHAPE, generator=torch.Generator().manual_seed(seed))
+
+
+def check_planned_sum(
+    networks: dict[str, TRDiT], guidance: Guidance, steps: Sequence[int] = (0, 3)
+) -> None:
+    field, x = guided_field(networks, guidance), latents()
+    for step in steps:
         timestep, fraction = step / NUM_STEPS, step / (NUM_STEPS - 1)
         planned = field(x, timestep, step)
         naive = [
@@ -133,10 +154,48 @@ def test_the_planned_sum_is_the_naive_sum(networks: dict[str, TRDiT], name: str)
             weights = guidance.coefficients(fraction)
             expected = sum(w * v for w, v in zip(weights, naive, strict=True))
         else:
-            if step == 0:
+            if step == steps[0]:
                 combine = guidance.new_combine()
             expected = combine(naive, x, timestep, fraction)
         torch.testing.assert_close(planned, expected, **CLOSE)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_planned_sum_is_the_naive_sum(networks: dict[str, TRDiT], name: str) -> None:
+    check_planned_sum(networks, make_guidance(name))
+
+
+def test_a_block_that_s2_leaves_out_may_lie_before_the_route(
+    make_transformer: Callable[..., TRDiT],
+) -> None:
+    network = make_transformer(0, TEXT_WIDTH, routed=2)
+    step = next(step for step in range(NUM_STEPS) if draw_skipped(3, 0.1, step) == (1,))
+    check_planned_sum({"main": network}, make_guidance("s2"), (step,))
+
+
+def test_a_second_evaluation_of_a_step_leaves_no_trace_in_apg(networks: dict[str, TRDiT]) -> None:
+    """The field of Heun's method is that of Euler's wherever a step begins."""
+    heun, euler = (guided_field(networks, make_guidance("apg")) for _ in range(2))
+    for step in range(NUM_STEPS):
+        x, timestep = latents(step), step / NUM_STEPS
+        assert torch.equal(heun(x, timestep, step), euler(x, timestep, step))
+        heun(latents(step + 100), timestep + 0.1, step)
+
+
+@pytest.mark.parametrize("name", ["cfg", "sg", "direct"])
+def test_branches_of_bf16_networks_are_summed_in_float32(
+    networks: dict[str, TRDiT], name: str
+) -> None:
+    low = {"main": copy.deepcopy(networks["main"]).bfloat16()}
+    guidance, step = make_guidance(name), 2
+    field, x = guided_field(low, guidance), latents()
+    weights = plan(guidance, 0.4, step / (NUM_STEPS - 1))
+    predictions = field.predict(tuple(weights), x, 0.4, step)
+    assert all(torch.equal(one, one.bfloat16().float()) for one in predictions.values())
+    expected = sum(weight * predictions[one].double() for one, weight in weights.items())
+    guided = field(x, 0.4, step)
+    assert guided.dtype == torch.float32
+    torch.testing.assert_close(guided.double(), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -239,6 +298,14 @@ def test_cfg_runs_as_one_batch_and_encodes_the_null_text_once(
     counter = Counter(monkeypatch, networks["main"], "prepare_text", "from_route")
     sample(networks, make_guidance("cfg"))
     assert counter.rows == {"prepare_text": [2, 1], "from_route": [4] * NUM_STEPS}
+
+
+def test_icg_prepares_all_its_prompts_once_and_deals_them_out_at_each_step(
+    networks: dict[str, TRDiT], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counter = Counter(monkeypatch, networks["main"], "prepare_text", "from_route")
+    sample(networks, make_guidance("icg"))
+    assert counter.rows == {"prepare_text": [2, NUM_RANDOM], "from_route": [4] * NUM_STEPS}
 
 
 def test_a_branch_of_weight_zero_is_not_run(

@@ -22,20 +22,30 @@ from t2i.models.routes import num_kept
 from t2i.models.routing import draw_keep_ids
 from t2i.models.sit import SiT
 from t2i.models.sit_config import SiTConfig
-from t2i.sampling.sampler import RUN_SEED, GuidedField, draw_skipped, sample_latents
+from t2i.sampling.sampler import (
+    RUN_SEED,
+    Given,
+    GuidedField,
+    Redrawn,
+    draw_skipped,
+    sample_latents,
+)
 
 SIZES = {"width": 32, "num_heads": 2, "num_classes": 5}
 SIT = SiTConfig(num_layers=3, routes=((1, 1),), **SIZES)
 TWO_ROUTES = SIT.model_copy(update={"routes": ((0, 0), (2, 2)), "draw_per_route": True})
+LATE_ROUTE = SIT.model_copy(update={"routes": ((2, 2),)})
 DIT = SIT.model_copy(update={"prediction": "epsilon"})
 MASK_DIT = MaskDiTConfig(num_layers=2, decoder_layers=1, decoder_width=16, decoder_heads=2, **SIZES)
-NULL, RANDOM = 5, 3
+NULL = 5
 LATENT_SHAPE, NUM_TOKENS, NUM_STEPS = (4, 8, 8), 16, 4
+STEPS = 0, 3  # of three blocks S2 leaves out the last, then the middle one
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 CASES = [
     *(("sit", name) for name in METHODS),
     ("two_routes", "sg"),
     ("two_routes", "cfg+sg"),
+    ("late_route", "s2"),
     ("mask_dit", "sg"),
     ("mask_dit", "s2"),
     ("mask_dit", "cfg+sg"),
@@ -56,16 +66,25 @@ def families() -> dict[str, dict[str, Backbone]]:
     return {
         "sit": {"main": randomise(SiT(SIT), 0), "aux": randomise(SiT(SIT), 1)},
         "two_routes": {"main": randomise(SiT(TWO_ROUTES), 0)},
+        "late_route": {"main": randomise(SiT(LATE_ROUTE), 0)},
         "mask_dit": {"main": randomise(MaskDiT(MASK_DIT), 0)},
         "dit": {"main": EpsilonToVelocity(randomise(SiT(DIT), 0))},
     }
 
 
-def conditions(labels: Sequence[int]) -> dict[Condition, Tensor]:
+def random_label(label: int, step: int) -> int:
+    """The other class that the image of a class has at a step."""
+    return (label + 1 + step) % NULL
+
+
+def conditions(labels: Sequence[int]) -> dict[Condition, Given]:
+    def rows(step: int) -> Tensor:
+        return torch.tensor([random_label(label, step) for label in labels])
+
     return {
         "text": torch.tensor(labels),
         "null": torch.full((len(labels),), NULL),
-        "random": torch.full((len(labels),), RANDOM),
+        "random": Redrawn(torch.arange(NULL), rows),
     }
 
 
@@ -94,8 +113,9 @@ def naive_prediction(
     network, rows = networks[evaluation.network], []
     skipped = draw_skipped(network.config.num_layers, evaluation.drop_blocks, step)
     for row, (seed, label) in enumerate(((5, 1), (6, 2))):
+        drawn = random_label(label, step)
         labels = torch.tensor(
-            [{"text": label, "null": NULL, "random": RANDOM}[evaluation.condition]]
+            [{"text": label, "null": NULL, "random": drawn}[evaluation.condition]]
         )
         keep_ids = None
         if num_kept(NUM_TOKENS, evaluation.gamma) < NUM_TOKENS:
@@ -120,7 +140,7 @@ def test_the_planned_sum_is_the_naive_sum(
     seeds = torch.tensor([5, 6])
     field = GuidedField(networks, conditions((1, 2)), guidance, seeds, NUM_STEPS)
     combine = guidance.new_combine() if guidance.new_combine else None
-    for step in (0, 2):
+    for step in STEPS:
         timestep, fraction = 0.2 + step / NUM_STEPS, step / (NUM_STEPS - 1)
         naive = [
             naive_prediction(networks, evaluation, x, timestep, step)
@@ -153,6 +173,10 @@ def test_two_classes_give_two_images(
 ) -> None:
     first, second = sample(families[family], make_guidance(name), (1, 2), (5, 5))
     assert (first - second).abs().max() > 0.01
+
+
+def test_s2_leaves_out_a_block_of_either_side_of_the_late_route() -> None:
+    assert [draw_skipped(3, 0.1, step) for step in STEPS] == [(2,), (1,)]
 
 
 def test_cfg_is_one_batch_with_the_null_class() -> None:

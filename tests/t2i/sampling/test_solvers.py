@@ -103,6 +103,24 @@ def test_no_solver_asks_for_the_field_at_one(solver: str, count: int) -> None:
     assert max(times) < 1
 
 
+@pytest.mark.parametrize(("solver", "per_step"), [("euler", 1), ("heun", 2), ("unipc", 1)])
+def test_all_evaluations_of_a_step_are_told_its_number(solver: str, per_step: int) -> None:
+    """All draws of a step follow from it, so Heun's second evaluation sees those of the first."""
+    asked: list[int] = []
+
+    def field(x: Tensor, time: float, step: int) -> Tensor:
+        asked.append(step)
+        return x
+
+    integrate(field, torch.ones(1, 1, 1), time_grid(4), solver)
+    assert asked == [*(step for step in range(3) for _ in range(per_step)), 3]
+
+
+def test_a_shift_of_two_spends_more_steps_on_noise() -> None:
+    """t / (2 - t) at t = 0, 1/4, 1/2, 3/4, 1."""
+    assert time_grid(4, shift=2) == pytest.approx([0, 1 / 7, 1 / 3, 3 / 5, 1], rel=1e-12)
+
+
 def test_the_time_grid_ends_at_zero_and_one_and_shifts_towards_noise() -> None:
     assert time_grid(4) == [0, 0.25, 0.5, 0.75, 1]
     shifted = time_grid(4, shift=3)

@@ -1,14 +1,15 @@
-"""Proves where references come from (Model-guidance, eq. 23): those of a sample are its own, in any
-batch, and a batch's captions are encoded once each."""
+"""Proves that the null condition is the empty caption, and where references come from (Model-guidance,
+eq. 23): those of a sample are its own, in any batch, and a batch's captions are encoded once each."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
 
-from t2i.batch import TrainingBatch
+from t2i.batch import DROPPED, TrainingBatch
 from t2i.encoders.text import TextStates
 from t2i.flow import TimestepConfig
 from t2i.models.tr_dit import TRDiT
@@ -29,6 +30,38 @@ def encode(captions: Sequence[str]) -> TextStates:
     numbers = torch.tensor([float(ord(caption[-1])) for caption in captions])
     states = torch.sin(numbers.reshape(-1, 1, 1) * torch.arange(1, 9)).expand(-1, 4, 8)
     return TextStates(states, torch.ones(len(captions), 4, dtype=torch.bool))
+
+
+def encode_whole(captions: Sequence[str]) -> TextStates:
+    """States and mask that tell any two captions of up to four letters apart, also "" and " "."""
+    letters = [[float(ord(letter)) for letter in caption] for caption in captions]
+    states = torch.tensor([[*own, *[0.0] * (4 - len(own))] for own in letters]).unsqueeze(-1)
+    mask = torch.tensor([[place <= len(own) for place in range(4)] for own in letters])
+    return TextStates(states, mask)
+
+
+def same(first: TextStates, second: TextStates) -> bool:
+    return torch.equal(first.states, second.states) and torch.equal(first.mask, second.mask)
+
+
+def test_the_null_text_is_the_empty_caption(batch: TrainingBatch) -> None:
+    """As samples that lost their caption have it: given and null are one condition."""
+    conditioner = TextConditioner(encode_whole, CPU, ("x",))
+    captions = ("a", "", " ", "null")
+    dropped = replace(batch, captions=captions)
+    null, given = conditioner.null(3), conditioner.given(dropped)
+    assert isinstance(null, TextStates)
+    assert same(null, encode_whole(["", "", ""]))
+    assert same(given, encode_whole(captions))
+    assert conditioner.dropped(dropped).tolist() == [False, True, False, False]
+
+
+def test_the_null_label_is_the_class_after_the_last(batch: TrainingBatch) -> None:
+    conditioner = LabelConditioner(4, CPU)
+    dropped = replace(batch, labels=torch.tensor([3, DROPPED, 0, DROPPED]))
+    assert conditioner.null(2).tolist() == [4, 4]
+    assert conditioner.given(dropped).tolist() == [3, 4, 0, 4]
+    assert conditioner.dropped(dropped).tolist() == [False, True, False, True]
 
 
 def drawn_states(captions: Sequence[str], ids: list[int], step: int = 3) -> list[list[float]]:

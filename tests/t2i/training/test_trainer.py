@@ -1,4 +1,5 @@
-"""Proves that accumulation changes nothing, that steps with NaN are skipped, and what metrics say.
+"""Proves that accumulation changes nothing, that gradients are clipped and weights averaged as the
+config says, that steps with NaN are skipped, and what metrics say.
 
 Interruptions and the number of processes: test_resume.
 """
@@ -11,6 +12,7 @@ import runpy
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,10 +21,12 @@ from safetensors.torch import load_file
 from t2i.batch import TrainingBatch
 from t2i.training import trainer
 from t2i.training.checkpoint import TENSOR_KINDS, newest_checkpoint
+from t2i.training.training_config import TrainingConfig
 
 TINY_RUN = Path(__file__).with_name("tiny_run.py")
 # Adam turns rounding errors of tiny gradients into a share of the learning rate, here 1e-2.
 ROUNDING = 1e-3
+BETA1 = TrainingConfig.model_fields["betas"].default[0]
 
 
 def tensors(run: Path) -> dict[str, torch.Tensor]:
@@ -68,6 +72,38 @@ def test_the_gradient_is_that_of_the_whole_batch(
     for name in names:
         difference = (parts[name] - whole[name]).norm() / whole[name].norm()
         assert difference < 1e-5, (name, float(difference))
+
+
+@pytest.mark.parametrize(("zero_stage", "precision"), [(1, "bf16"), (2, "fp32"), (3, "fp32")])
+def test_gradients_are_clipped_to_the_configs_norm(
+    zero_stage: int, precision: str, tmp_path: Path, process_group: None
+) -> None:
+    """By Adam's first moment after one step, (1 - beta1) times the gradient that was applied: the
+    step itself hides how large the gradient is. A clip above the gradient's norm leaves it."""
+    for name, clip in (("low", 0.01), ("high", 1e3)):
+        settings = {"gradient_clipping": clip, "zero_stage": zero_stage, "precision": precision}
+        train_here(tmp_path / name, steps=1, **settings)
+        line = json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[0])
+        assert 0.1 < line["gradient_norm"] < 100
+        moments = [m for key, m in tensors(tmp_path / name).items() if key.startswith("exp_avg/")]
+        applied = torch.cat([moment.flatten() for moment in moments]).norm() / (1 - BETA1)
+        assert applied.item() == pytest.approx(min(clip, line["gradient_norm"]), rel=1e-3)
+
+
+def test_the_ema_decays_by_the_configs_limit(tmp_path: Path, process_group: None) -> None:
+    """At its first update the ramp allows 0.1: a limit of 0.05 holds, one of 0.5 does not yet."""
+    tiny = runpy.run_path(str(TINY_RUN))
+    start = tiny["make_backbone"]("tr_dit").model.state_dict()
+    for limit, decay in ((0.05, 0.05), (0.5, 0.1)):
+        train_here(tmp_path / str(limit), steps=1, ema_decay=limit)
+        saved = tensors(tmp_path / str(limit))
+        for name, before in start.items():
+            expected = decay * before + (1 - decay) * saved[f"weights/{name}"]
+            torch.testing.assert_close(saved[f"ema/{name}"], expected, rtol=1e-5, atol=1e-7)
+        changes = [
+            (saved[f"weights/{name}"] - before).abs().max() for name, before in start.items()
+        ]
+        assert max(changes) > 1e-3
 
 
 def test_a_step_with_nan_is_skipped_and_accounted_for(tmp_path: Path, process_group: None) -> None:
@@ -147,14 +183,17 @@ def train_here(
     size: int = 2,
     poisoned_step: int | None = None,
     limit: int | None = None,
+    **settings: Any,
 ) -> None:
     """Train a tiny fp32 run in this process; a poisoned step (-1: every step) has a NaN.
 
-    Captions of more than ``limit`` letters count as cut.
+    Captions of more than ``limit`` letters count as cut; ``settings`` are of `TrainingConfig`.
     """
 
     make_run = runpy.run_path(str(TINY_RUN))["make_run"]
-    run = make_run(folder, steps, 0, zero_stage=2, precision="fp32", size=size)
+    run = make_run(
+        folder, steps, 0, **{"zero_stage": 2, "precision": "fp32", "size": size, **settings}
+    )
 
     def batches(step: int) -> Iterator[TrainingBatch]:
         for batch in run.batches(step):
