@@ -100,7 +100,8 @@ class Trainer:
         self.head.to(args.device)
         if args.compile:
             inner = self.model.model
-            compile_each([*inner.vision_tower.encoder.layer, *inner.language_model.layers])
+            layers = [*inner.vision_tower.encoder.layer, *inner.language_model.layers]
+            compile_each(layers, whole=False)
         parameters = [*self.model.parameters(), *self.head.parameters()]
         self.optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.98), weight_decay=0.01)
         self.checkpoint = args.output.with_name(args.output.name + ".training.pt")
