@@ -22,9 +22,9 @@ import argparse
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from t2i.config import (
     Section,
@@ -39,6 +39,7 @@ from t2i.encoders.text_config import TextEncoderConfig
 from t2i.encoders.vae_config import VAEConfig
 from t2i.guidance.guidance_config import GuidanceConfig
 from t2i.guidance.methods import METHODS
+from t2i.sampling.flags import read_interval, read_sg, read_size, validated
 from t2i.sampling.presets import PRESETS
 from t2i.sampling.prompts import builtin_prompts, read_classes, read_prompts
 from t2i.sampling.sampling_config import SamplingConfig
@@ -54,9 +55,6 @@ LOG = get_logger("sample")
 # Flags that are named as the fields of the two settings classes.
 SAMPLING_FLAGS = set(SamplingConfig.model_fields)
 GUIDANCE_FLAGS = set(GuidanceConfig.model_fields) - {"name", "interval"}
-
-
-SectionT = TypeVar("SectionT", bound=Section)
 
 
 class Config(Section):
@@ -228,52 +226,6 @@ def merge_flags(config: Config, args: argparse.Namespace) -> Config:
             raise ValueError(f"guidance {name} has no use for a second network: leave --aux")
         new_sampling = new_sampling.model_copy(update={"aux": None})
     return config.model_copy(update={"sampling": new_sampling, "guidance": new_guidance})
-
-
-def validated(section_class: type[SectionT], values: Mapping[str, Any]) -> SectionT:
-    """A section from values that came from flags; each error on one line."""
-    from pydantic import ValidationError
-
-    try:
-        return section_class.model_validate(values)
-    except ValidationError as error:
-        lines = [
-            " ".join(
-                [*(f"--{part}".replace("_", "-") for part in details["loc"][:1]), details["msg"]]
-            )
-            for details in error.errors()
-        ]
-        raise ValueError("; ".join(lines).replace("Value error, ", "")) from None
-
-
-def read_size(text: str) -> tuple[int, int]:
-    """ "512" -> (512, 512); "512x768" -> height 512, width 768."""
-    parts = text.split("x")
-    if len(parts) > 2 or not all(part.isdecimal() for part in parts):
-        raise ValueError(f"--size {text}: expected pixels such as 512, or height x width: 512x768")
-    return int(parts[0]), int(parts[-1])
-
-
-def read_sg(text: str, guidance: str, given: Mapping[str, Any]) -> dict[str, str]:
-    """ "0.1,0.8" -> the two gammas."""
-    strong, separator, weak = text.partition(",")
-    if guidance != "sg" or not separator:
-        raise ValueError(
-            f"--sg {text}: expected two numbers such as 0.1,0.8, with guidance sg only"
-        )
-    if {"gamma_strong", "gamma_weak"} & given.keys():
-        raise ValueError(
-            f"--sg {text} gives both gammas: leave --gamma-strong and --gamma-weak, or --sg"
-        )
-    return {"gamma_strong": strong, "gamma_weak": weak}
-
-
-def read_interval(text: str) -> list[str]:
-    """ "0.1,0.7" -> its two ends."""
-    ends = text.split(",")
-    if len(ends) != 2:
-        raise ValueError(f"--interval {text}: expected two ends LOW,HIGH such as 0.1,0.7")
-    return ends
 
 
 def settings_of(config: Config, is_class_model: bool) -> dict[str, str]:

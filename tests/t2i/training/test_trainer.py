@@ -79,15 +79,16 @@ def test_gradients_are_clipped_to_the_configs_norm(
     zero_stage: int, precision: str, tmp_path: Path, process_group: None
 ) -> None:
     """By Adam's first moment after one step, (1 - beta1) times the gradient that was applied: the
-    step itself hides how large the gradient is. A clip above the gradient's norm leaves it."""
-    for name, clip in (("low", 0.01), ("high", 1e3)):
+    step itself hides how large the gradient is. Without clipping the gradient is applied as it is,
+    and its norm told all the same."""
+    for name, clip in (("low", 0.01), ("none", None)):
         settings = {"gradient_clipping": clip, "zero_stage": zero_stage, "precision": precision}
         train_here(tmp_path / name, steps=1, **settings)
         line = json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[0])
         assert 0.1 < line["gradient_norm"] < 100
         moments = [m for key, m in tensors(tmp_path / name).items() if key.startswith("exp_avg/")]
         applied = torch.cat([moment.flatten() for moment in moments]).norm() / (1 - BETA1)
-        assert applied.item() == pytest.approx(min(clip, line["gradient_norm"]), rel=1e-3)
+        assert applied.item() == pytest.approx(clip or line["gradient_norm"], rel=1e-3)
 
 
 def test_the_ema_decays_by_the_configs_limit(tmp_path: Path, process_group: None) -> None:
