@@ -234,7 +234,11 @@ def _draw_object(
         draw.polygon([tuple(p) for p in origin * SUPERSAMPLING + to_pixels * polygon], fill=255)
     alpha = np.asarray(mask.reduce(SUPERSAMPLING), dtype=np.float32)[..., None] / 255
     color = brightness * np.array(COLORS[scene_object.color], dtype=np.float32)
-    region = canvas[top : top + 2 * margin, left : left + 2 * margin]
+    # in a small picture the window's rim may stand out
+    rows, columns = (slice(max(0, start), start + 2 * margin) for start in (top, left))
+    region = canvas[rows, columns]
+    height, width = region.shape[:2]
+    alpha = alpha[rows.start - top :, columns.start - left :][:height, :width]
     region += alpha * (color - region)
 
 

@@ -98,3 +98,13 @@ def test_other_sizes_work(size: int) -> None:
         rng = np.random.default_rng(seed)
         scene = random_scene(rng)
         assert detect(render(scene, rng, size)) == scene.objects
+
+
+def test_the_smallest_pictures_are_drawn_to_their_rim() -> None:
+    """At 64 px, the least that data_pipeline.source.image_size takes, shapes are coarse; colours and
+    places are right."""
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        scene = random_scene(rng)
+        found = [(item.color, item.place) for item in detect(render(scene, rng, 64))]
+        assert found == [(item.color, item.place) for item in scene.objects]
