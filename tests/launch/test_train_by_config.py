@@ -20,6 +20,7 @@ from data_pipeline.manifest import StepOutput
 from data_pipeline.shards import Sample
 from data_pipeline.storage import StorageConfig, open_storage
 from launch.backbones import check_fits
+from launch.config import stage_section
 from launch.train_t2i import Config, train_stage
 from t2i.config import load_config
 from t2i.training.checkpoint import find_damage, newest_checkpoint
@@ -118,6 +119,40 @@ def test_config_alone_trains_and_goes_on(
     assert saved is not None
     state = {"sit-guided": {"scale", "quality"}, "mask_dit-masked": {"lambda"}}
     assert set(saved.state.objective) == state.get(case, set())
+
+
+def test_mask_dit_is_fine_tuned_on_all_tokens_as_the_imagenet_config_says(
+    config: Path, process_group: None
+) -> None:
+    """By the differences of its stage 2: no token is masked, so the mask embedding stays as it is."""
+    train(config, "mask_dit-masked", 2)
+    shipped = load_config(REPO / "configs" / "imagenet_sit_xl2_maskdit.yaml", [], Config)
+    tuning = {**shipped.launch.stage2.training, "steps": 4}
+    overrides = (
+        *CASES["mask_dit-masked"],
+        f"launch.train.stage2.folder={config.parent / 'tuned'}",
+        f"launch.train.stage2.start_from_run={config.parent / 'run'}",
+        f"launch.train.stage2.training={json.dumps(tuning)}",
+    )
+    loaded = load_config(config, overrides, Config)
+    stage = loaded.launch.stage2
+    training = stage_section(loaded.training, stage.training, "training")
+    check_fits(loaded, training, loaded.loader)
+    assert (training.gamma, training.objective.name) == (0.0, "flow_matching")
+    device = torch.device("cpu")
+    assert train_stage(2, stage, training, loaded.loader, loaded, device) == 0
+    before, after = (
+        newest_checkpoint(config.parent / run / "checkpoints") for run in ("run", "tuned")
+    )
+    assert before is not None
+    assert after is not None
+    changed = {
+        name
+        for name, tensor in after.tensors("weights").items()
+        if not torch.equal(tensor, before.tensors("weights")[name])
+    }
+    assert "mask_embedding" not in changed
+    assert {"bridge.out.weight", "head.out.weight"} <= changed
 
 
 def test_the_same_command_on_a_fresh_machine_goes_on_from_the_copy_on_s3(
