@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from t2i.config import Section
 
@@ -28,6 +28,15 @@ class TimestepConfig(Section):
     std: float = Field(default=1.0, gt=0)
     # > 1 moves times towards noise, see `shift_timestep`; resolution_shift() gives a value
     shift: float = Field(default=1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _uniform_has_no_mean(self) -> TimestepConfig:
+        if self.distribution == "uniform" and (self.mean, self.std) != (0.0, 1.0):
+            raise ValueError(
+                f"mean {self.mean:g} and std {self.std:g} are of logit_normal, and distribution is "
+                "uniform; leave them at 0 and 1, or take logit_normal"
+            )
+        return self
 
 
 def interpolate(data: Tensor, noise: Tensor, timestep_B: Tensor) -> Tensor:

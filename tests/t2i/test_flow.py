@@ -80,3 +80,9 @@ def test_shift_keeps_the_ends_moves_to_noise_and_matches_the_formula_in_noise_le
 @pytest.mark.parametrize(("tokens", "shift"), [(1024, 2.0), (256, 1.0), (64, 0.5), (512, 2**0.5)])
 def test_the_shift_is_the_root_of_the_number_of_tokens_over_the_usual_one(tokens, shift):
     assert math.isclose(flow.resolution_shift(tokens, 256), shift)
+
+
+def test_a_mean_that_uniform_times_would_ignore_is_refused():
+    assert TimestepConfig(distribution="uniform", shift=2.0).mean == 0
+    with pytest.raises(ValueError, match=r"mean -0\.5 and std 1 are of logit_normal"):
+        TimestepConfig(distribution="uniform", mean=-0.5)
