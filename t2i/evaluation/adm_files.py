@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
@@ -37,7 +37,7 @@ class AdmFile:
 
 def save_statistics(path: Path, pooled: Statistics, spatial: Statistics | None = None) -> None:
     """Write statistics so that ADM's evaluator reads them, too; ``path`` ends in .npz."""
-    arrays = {"mu": pooled.mean_D, "sigma": pooled.covariance_DD}
+    arrays: dict[str, Any] = {"mu": pooled.mean_D, "sigma": pooled.covariance_DD}
     if spatial:
         arrays |= {"mu_s": spatial.mean_D, "sigma_s": spatial.covariance_DD}
     np.savez(path, **arrays)
