@@ -1,0 +1,100 @@
+"""Faults of the metrics: moments, Frechet distance, scores of features, bootstrap intervals."""
+
+from __future__ import annotations
+
+from tests.mutants.mutant import Mutant
+
+CORES, TESTS = "t2i/evaluation", "tests/t2i/evaluation"
+
+
+def fault(name: str, module: str, old: str, new: str) -> Mutant:
+    return Mutant(name, f"{CORES}/{module}.py", old, new, (f"{TESTS}/test_{module}.py",))
+
+
+MUTANTS = (
+    fault(
+        "moments: covariance over n",
+        "moments",
+        "self.scatter_DD / (self.num - 1)",
+        "self.scatter_DD / self.num",
+    ),
+    fault(
+        "moments: batches merged without the step of their means",
+        "moments",
+        "self.scatter_DD += self.num * num / total * torch.outer(step_D, step_D)",
+        "pass",
+    ),
+    fault(
+        "moments: processes reduced without the step of their means",
+        "moments",
+        "self.scatter_DD += self.num * torch.outer(self.mean_D - mean_D, self.mean_D - mean_D)",
+        "pass",
+    ),
+    fault("Frechet: sign of the last trace", "frechet", "traces - 2 *", "traces + 2 *"),
+    fault(
+        "Frechet: the trace of one covariance dropped",
+        "frechet",
+        "np.trace(one.covariance_DD) + np.trace(other.covariance_DD)",
+        "np.trace(one.covariance_DD)",
+    ),
+    fault("Frechet: means left out", "frechet", "step_D @ step_D + traces", "traces"),
+    fault(
+        "Frechet: directions that are mere rounding are kept",
+        "frechet",
+        "np.finfo(np.float64).eps * values_D[-1]",
+        "0",
+    ),
+    fault(
+        "Inception Score: no shuffle",
+        "inception_score",
+        "log_NC = log_NC[torch.randperm(len(log_NC), generator=generator)]",
+        "pass",
+    ),
+    fault(
+        "Inception Score: chunks not contiguous",
+        "inception_score",
+        "for chunk in log_NC.split(chunk_size)]",
+        "for chunk in (log_NC[i :: -(-len(log_NC) // chunk_size)] "
+        "for i in range(-(-len(log_NC) // chunk_size)))]",
+    ),
+    fault(
+        "Inception Score: a bias added",
+        "inception_score",
+        "checked_rows(logits_NC).cpu().double()",
+        "checked_rows(logits_NC).cpu().double().add(torch.arange(logits_NC.shape[1]) / 9)",
+    ),
+    fault(
+        "precision and recall: swapped",
+        "precision_recall",
+        "precision=float(is_precise_M.double().mean()), recall=float(is_covered_N.double().mean())",
+        "recall=float(is_precise_M.double().mean()), precision=float(is_covered_N.double().mean())",
+    ),
+    fault("precision and recall: k = 2", "precision_recall", "NEIGHBORS = 3", "NEIGHBORS = 2"),
+    fault(
+        "precision and recall: self counted as a neighbor",
+        "precision_recall",
+        "distances_AB.fill_diagonal_(torch.inf)",
+        "distances_AB.fill_diagonal_(0)",
+    ),
+    fault(
+        "precision and recall: far means not taken off",
+        "precision_recall",
+        "reference.double().mean(dim=0).float()",
+        "reference.double().mean(dim=0).float() * 0",
+    ),
+    fault("CMMD: sigma 1", "mmd", "SIGMA = 10.0", "SIGMA = 1.0"),
+    fault("CMMD: the factor 1,000 dropped", "mmd", "SCALE = 1000.0", "SCALE = 1.0"),
+    fault("CMMD: the cross term once", "mmd", "within - 2 * _mean", "within - _mean"),
+    fault(
+        "bootstrap: pictures drawn without their prompts",
+        "intervals",
+        "prompts = range(len(scores)) if prompts_N is None else prompts_N",
+        "prompts = range(len(scores))",
+    ),
+    fault(
+        "bootstrap: the upward shift of draws left in",
+        "intervals",
+        "value + np.quantile(values_R - values_R.mean(), ENDS)",
+        "np.quantile(values_R, ENDS)",
+    ),
+)
