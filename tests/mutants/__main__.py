@@ -26,7 +26,12 @@ from t2i.console import format_seconds, progress, run_command
 from tests.mutants.mutant import Mutant
 from tests.mutants.run import Outcome, try_all
 
-LISTS = ("tests.mutants.models", "tests.mutants.sampling", "tests.mutants.training")
+LISTS = (
+    "tests.mutants.models",
+    "tests.mutants.sampling",
+    "tests.mutants.training",
+    "tests.mutants.geneval",
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
