@@ -170,6 +170,13 @@ def detect(image: Image.Image) -> tuple[SceneObject, ...]:
     Connected saturated regions are named by their median hue, by the silhouette that overlaps
     theirs best, by their half side and by the cell of their centre.
     """
+    return tuple(found_object for found_object, _ in detect_with_boxes(image))
+
+
+def detect_with_boxes(
+    image: Image.Image,
+) -> tuple[tuple[SceneObject, tuple[int, int, int, int]], ...]:
+    """What `detect` finds, each with its box: x0, y0, x1, y1 in pixels, the last two excluded."""
     rgb = np.asarray(image.convert("RGB"), dtype=np.float32) / 255
     value, chroma = rgb.max(-1), rgb.max(-1) - rgb.min(-1)
     saturated = (chroma > MIN_SATURATION * np.maximum(value, 1e-6)) & (value > MIN_VALUE)
@@ -185,15 +192,14 @@ def detect(image: Image.Image) -> tuple[SceneObject, ...]:
         mask = labels[rows, columns] == index
         cell_row = min(3 * (rows.start + rows.stop) // (2 * image.height), 2)
         cell_column = min(3 * (columns.start + columns.stop) // (2 * image.width), 2)
-        found.append(
-            SceneObject(
-                shape=_nearest_silhouette(mask),
-                color=_nearest_color(rgb[rows, columns][mask]),
-                size="large" if half_side > SIZE_BOUNDARY * side else "small",
-                place=PLACES[3 * cell_row + cell_column],
-            )
+        found_object = SceneObject(
+            shape=_nearest_silhouette(mask),
+            color=_nearest_color(rgb[rows, columns][mask]),
+            size="large" if half_side > SIZE_BOUNDARY * side else "small",
+            place=PLACES[3 * cell_row + cell_column],
         )
-    return tuple(sorted(found, key=lambda found_object: PLACES.index(found_object.place)))
+        found.append((found_object, (columns.start, rows.start, columns.stop, rows.stop)))
+    return tuple(sorted(found, key=lambda pair: PLACES.index(pair[0].place)))
 
 
 def _draw_background(scene: Scene, rng: np.random.Generator, size: int) -> np.ndarray:

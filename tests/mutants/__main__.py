@@ -28,6 +28,7 @@ from tests.mutants.run import Outcome, try_all
 
 LISTS = (
     "tests.mutants.evaluation",
+    "tests.mutants.geneval",
     "tests.mutants.inception",
     "tests.mutants.models",
     "tests.mutants.sampling",
