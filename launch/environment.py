@@ -213,9 +213,9 @@ def little_disk(
 ) -> list[str]:
     """Compare the free space with what checkpoints and snapshots take.
 
-    These are ``keep_checkpoints``, those of ``keep_at``, one that is being written and, with uploads, one that is being
-    sent and one that waits: their links hold the space of what retention has removed. To these come
-    all snapshots of the run.
+    These are ``keep_checkpoints``, those of ``keep_at``, one that is being written and, with uploads,
+    one that is being sent and one that waits: their links hold the space of what retention has
+    removed. To these come all snapshots of the run.
     """
     one = checkpoint_bytes(num_parameters, training)
     most = training.keep_checkpoints + len(training.keep_at) + (1 if launch.upload is None else 3)

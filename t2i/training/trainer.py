@@ -188,8 +188,8 @@ class Trainer:
                     self.window = Window(self.run.device)
                 self._validate()
                 self._take_snapshot()
-                due = self._is_due(self.config.checkpoint_every)
-                due = due or self.step in self.config.keep_at
+                is_milestone = self.step in self.config.keep_at
+                due = is_milestone or self._is_due(self.config.checkpoint_every)
                 if due or self.save_agreed or self.stop_agreed:
                     last_saved = self.step if self._save() else last_saved
                 if self.stop_agreed:

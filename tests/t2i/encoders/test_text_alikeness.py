@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from t2i.encoders.text import TextEncoder, load_text_encoder
+from t2i.encoders.text import TextEncoder
 from t2i.encoders.text_alikeness import (
     TOO_ALIKE,
     WORDS,
@@ -18,16 +18,6 @@ from t2i.encoders.text_alikeness import (
 )
 from t2i.encoders.text_config import TextEncoderConfig
 from t2i.encoders.text_whitening import FILE_NAME, main
-
-
-@pytest.fixture(scope="module")
-def shipped() -> TextEncoder:
-    return load_text_encoder(TextEncoderConfig())
-
-
-@pytest.fixture(scope="module")
-def bare(shipped: TextEncoder) -> TextEncoder:
-    return TextEncoder(shipped.language_model, shipped.tokenizer, shipped.config)
 
 
 def test_the_nano_models_raw_colors_are_too_alike_and_its_whitened_ones_are_not(

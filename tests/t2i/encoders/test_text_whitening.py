@@ -18,16 +18,6 @@ from t2i.encoders.text_whitening import (
 CAPTIONS = [f"a {color} circle" for color in ("red", "green", "blue")] + ["a white square", ""]
 
 
-@pytest.fixture(scope="module")
-def shipped() -> TextEncoder:
-    return load_text_encoder(TextEncoderConfig())
-
-
-@pytest.fixture(scope="module")
-def bare(shipped: TextEncoder) -> TextEncoder:
-    return TextEncoder(shipped.language_model, shipped.tokenizer, shipped.config)
-
-
 def test_measured_states_become_white_up_to_the_floor(bare: TextEncoder) -> None:
     encoded = bare.encode(CAPTIONS)
     raw_ND = encoded.states[encoded.mask].double()
