@@ -112,3 +112,15 @@ def test_what_has_no_interval_is_refused(
 def test_methods_with_different_numbers_of_scores_are_refused() -> None:
     with pytest.raises(ValueError, match="2 scores of one method, 3 of the other"):
         paired_interval([1, 2], [1, 2, 3], generator())
+
+
+def test_a_distance_lies_within_its_own_interval() -> None:
+    """Draws with replacement alone lie above it: their rows repeat."""
+    features_ND = np.random.default_rng(0).normal(size=(60, 16))
+    target = Statistics(np.zeros(16), np.eye(16))
+
+    def metric(rows_ND: Tensor) -> float:
+        return frechet_distance(statistics_of(rows_ND), target)
+
+    found = resampled_interval(metric, features_ND, generator(), 50)
+    assert found.low < found.value < found.high
