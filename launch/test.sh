@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
 # Set up, then lint, type-check and run the tests, side by side on the machine's cores.
 #
-#   bash launch/test.sh              everything
-#   bash launch/test.sh --quick      without the tests marked "slow"; says how many were left out
-#   bash launch/test.sh [--quick] [pytest arguments]
+#   bash launch/test.sh              all but the few tests marked "long"
+#   bash launch/test.sh --quick      nor those marked "slow", which take more than ten seconds
+#   bash launch/test.sh --all        everything, as continuous integration does
+#   bash launch/test.sh [--quick | --all] [pytest arguments]
+#
+# What is left out is counted in the last lines.
 #
 # For example: tests/launch -x, -k resume, --durations=20; -n 0 runs one test after the other, as
 # --pdb needs.
@@ -13,8 +16,10 @@ cd "$(dirname "$0")/.."
 # A worker per core, eight at most; tests/conftest.py says what they share.
 arguments=(-n "$(env -u OMP_NUM_THREADS nproc)" --maxprocesses 8 --dist loadscope --no-loadscope-reorder)
 case "${1:-}" in
-    -h | --help) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit ;;
+    -h | --help) sed -n '2,12s/^# \{0,1\}//p' "$0"; exit ;;
     --quick) arguments+=(-m "not slow"); shift ;;
+    --all) shift ;;
+    *) arguments+=(-m "not long") ;;
 esac
 
 source launch/setup.sh test

@@ -49,10 +49,16 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Workers begin with the groups that have most slow tests: last, one would run alone."""
+    """Workers begin with the groups that have most slow tests: last, one would run alone.
+
+    A long test counts as ten.
+    """
     if hasattr(config, "workerinput"):
-        slow = Counter(group_of(item.nodeid) for item in items if item.get_closest_marker("slow"))
-        items.sort(key=lambda item: -slow[group_of(item.nodeid)])
+        weights = Counter[str]()
+        for item in items:
+            marks = [item.get_closest_marker(name) for name in ("slow", "long")]
+            weights[group_of(item.nodeid)] += 10 if marks[1] else 1 if marks[0] else 0
+        items.sort(key=lambda item: -weights[group_of(item.nodeid)])
 
 
 def pytest_deselected(items: Sequence[pytest.Item]) -> None:

@@ -33,6 +33,16 @@ def test_slow_tests_that_are_left_out_are_counted_once() -> None:
     assert "2 passed" in done.stdout
 
 
+def test_the_default_leaves_out_long_tests_and_continuous_integration_runs_them() -> None:
+    options = ["-n", "2", "-m", "not long", "--collect-only", "tests/launch/test_kills.py"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options], cwd=REPO, capture_output=True, text=True
+    )
+    assert "1/2 tests collected (1 deselected)" in done.stdout, done.stdout
+    assert 'arguments+=(-m "not long")' in TEST_SH.read_text()
+    assert "launch/test.sh --all" in (REPO / ".ci" / "run").read_text()
+
+
 def test_whatever_starts_ray_is_one_group() -> None:
     group_of = runpy.run_path(str(REPO / "tests" / "conftest.py"))["group_of"]
     files = set(REPO.glob("tests/**/test_*.py")) - {Path(__file__).resolve()}

@@ -24,6 +24,7 @@ def stamps(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_family_is_made_in_miniature_and_the_assets_stay() -> None:
     before = stamps(REPO / "t2i" / "assets")
     scripts = str(Path(sys.executable).parent)
