@@ -26,6 +26,8 @@ from t2i.console import get_logger, run_command
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from t2i.evaluation.metric import Score
+
 LOG = get_logger("report")
 LEVELS = ("detailed", "several sentences", "one sentence", "keywords")
 NUM_CAPTION_EXAMPLES = 6
@@ -238,15 +240,21 @@ def guidance_folders(model: Path) -> list[Path]:
     return sorted(folders, key=lambda path: (path.name != "none", path.name))
 
 
-def score_rows(folder: Path) -> list[tuple[str, dict[str, Any]]]:
-    """The Shapes scores of every model and guidance, then the ceilings, each once."""
-    rows, ceilings = [], []
+def score_rows(folder: Path) -> list[tuple[str, dict[str, Score]]]:
+    """The Shapes scores of every model and guidance, then the truth's, each once."""
+    from t2i.evaluation.score_files import read_scores, score_file
+
+    rows, truths = [], {}
     for model in model_folders(folder):
         for guidance in guidance_folders(model):
-            scores = json.loads((guidance / "scores.json").read_text())
-            rows.append((f"{model.name}, {guidance.name}", scores))
-            ceilings += [row for row in scores.get("ceilings", {}).items() if row not in ceilings]
-    return [*rows, *ceilings]
+            scores, _ = read_scores(score_file(guidance, "shapes"))
+            rows.append((f"{model.name}, {guidance.name}", by_name(scores.scores)))
+            truths |= {name: by_name(own) for name, own in scores.truth.items()}
+    return [*rows, *truths.items()]
+
+
+def by_name(scores: Sequence[Score]) -> dict[str, Score]:
+    return {score.name: score for score in scores}
 
 
 def timings(folder: Path) -> list[dict[str, Any]]:

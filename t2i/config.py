@@ -48,6 +48,7 @@ SECTIONS = (
     "t2i.training",
     "t2i.sampling",
     "t2i.guidance",
+    "t2i.evaluation",
     "t2i.export",
     "t2i.benchmark",
     "launch.train",

@@ -1,52 +1,37 @@
-"""Score folders of samples.
+"""Score pictures: by every metric of the papers and of the field, from one command.
 
-    python -m t2i.evaluate shapes outputs/nano/samples/none outputs/nano/samples/sg
-    python -m t2i.evaluate shapes outputs/nano/samples/sg --ceiling
+    python -m t2i.evaluate shapes outputs/nano/samples/none outputs/nano/samples/sg --ceiling
+    python -m t2i.evaluate adm samples --reference VIRTUAL_imagenet256_labeled.npz --weights inception.pth
+    python -m t2i.evaluate clip samples --help
 
-``shapes`` compares pictures with the Shapes prompts they were made from, by an analytic detector;
---ceiling adds how it does on the true pictures of the same prompts, as drawn and after the VAE.
-Each folder gets a scores.json; the table on the console puts the folders side by side, in percent
-with 95 % intervals.
+Sets of pictures are folders of `python -m t2i.sample`, of which the last finished set counts, any
+other folders of pictures, or .npz batches of ADM's evaluator. Each set keeps its scores in
+scores/<metric>.json; the table on the console puts the sets side by side, with 95 % intervals. Sets
+of the same prompts and seeds are compared pair by pair, too. Under `accelerate launch` the pictures
+are shared out among the processes.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from t2i.config import Section, add_config_arguments, config_from_args, section
 from t2i.console import run_command
-from t2i.encoders.vae_config import VAEConfig
+from t2i.evaluation.evaluation_config import EvaluationConfig, ReadingConfig
+from t2i.evaluation.metric import Metric, Scores, Weights
+from t2i.evaluation.registry import all_metrics
+from t2i.evaluation.score_files import format_table, score_file, write_scores
+from t2i.evaluation.settings_flags import add_settings_flags, read_settings
 
 if TYPE_CHECKING:
-    from t2i.evaluation.shapes_eval import ShapesScores, Share
-
-SCORES_FILE = "scores.json"
-# For people; t2i.evaluation.shapes_eval has the definitions.
-SHAPES_HELP = """
-of the objects that a prompt names, the share ...
-  color, shape        found by their colour, or by their shape, wherever they are
-  color_and_shape     found by both
-  shape_given_color   with the right shape, of those found by colour
-  color_at_place      with something of their colour at their place
-  place               found by colour and shape at their place
-  size                of the right size, of those found by colour, shape and place
-and of the pictures, the share ...
-  count               with as many objects as named
-  scene               with all named objects in colour and shape, and nothing else
-"-" stands where there is nothing to score: place and size, when no prompt tells them.
-
-  python -m t2i.evaluate shapes outputs/nano/samples/none outputs/nano/samples/sg --ceiling
-"""
+    from t2i.evaluation.picture_sets import PictureSet
 
 
 class Config(Section):
-    """What the command reads; --ceiling alone needs it."""
-
-    vae: VAEConfig = section("t2i.encoders.vae")
+    evaluation: EvaluationConfig = section("t2i.evaluation")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -55,98 +40,112 @@ def build_parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    metrics = parser.add_subparsers(dest="metric", required=True, metavar="METRIC")
-    shapes = metrics.add_parser(
-        "shapes",
-        help="prompt adherence in the Shapes world",
-        description=SHAPES_HELP,
+    commands = parser.add_subparsers(dest="metric", required=True, metavar="METRIC")
+    for metric in all_metrics().values():
+        add_metric(commands, metric)
+    return parser
+
+
+def add_metric(commands: Any, metric: Metric) -> None:
+    """A subcommand whose flags are the metric's settings."""
+    parser = commands.add_parser(
+        metric.name,
+        help=metric.summary,
+        description=metric.description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    shapes.add_argument(
-        "folders", nargs="+", type=Path, metavar="FOLDER", help="written by python -m t2i.sample"
-    )
-    shapes.add_argument(
-        "--ceiling",
-        action="store_true",
-        help="score the true pictures of the prompts, too; they must be detailed captions",
-    )
-    add_config_arguments(shapes)
-    return parser
+    parser.add_argument("sets", nargs="+", type=Path, metavar="SET", help="a folder, or an .npz")
+    add_settings_flags(parser, metric.settings, metric.summary)
+    add_settings_flags(parser, ReadingConfig, "pictures")
+    add_config_arguments(parser)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    config = config_from_args(args, Config)
+    config = config_from_args(args, Config).evaluation
+    metric = all_metrics()[args.metric]
+    settings = read_settings(args, metric.settings, config.metrics.get(metric.name, {}))
+    reading = read_settings(args, ReadingConfig, config.model_dump(exclude={"metrics"}))
 
-    from t2i.evaluation.shapes_eval import as_dict
+    from accelerate import PartialState
+
+    from t2i.evaluation.picture_sets import open_set
+    from t2i.evaluation.scoring import make_context, score_set
     from t2i.sampling.image_folder import short_names
 
-    scores = {folder: evaluate_shapes(folder) for folder in args.folders}
-    ceilings = score_ceilings(args.folders, config.vae) if args.ceiling else {}
-    for folder, own in scores.items():
-        written = as_dict(own)
-        if ceilings:
-            written["ceilings"] = {name: as_dict(ceiling) for name, ceiling in ceilings.items()}
-        (folder / SCORES_FILE).write_text(json.dumps(written, indent=1) + "\n")
-    named = dict(zip(short_names(args.folders), scores.values(), strict=True))
-    print(format_scores({**named, **ceilings}))
+    sets = [open_set(path) for path in args.sets]
+    for pictures in sets:
+        if metric.needs_prompts and pictures.prompts is None:
+            raise ValueError(
+                f"{pictures.path}: {metric.name} needs prompts, and only sets that "
+                "python -m t2i.sample has finished have them"
+            )
+    context = make_context(reading)
+    scorer = metric.prepare(settings, context)
+    names = short_names(args.sets)
+    if len(set(names)) < len(names):
+        raise ValueError(f"a set is given twice: {' '.join(names)}")
+    scores = {
+        name: score_set(scorer, pictures, context, f"{metric.name} {name}")
+        for name, pictures in zip(names, sets, strict=True)
+    }
+    if PartialState().is_main_process:
+        facts = {"metric": metric.name, "settings": settings.model_dump(mode="json")}
+        for name, pictures in zip(names, sets, strict=True):
+            write_scores(
+                score_file(pictures.path, metric.name), scores[name], scorer.weights, facts
+            )
+        print(describe(scores, sets, scorer.weights))
+    PartialState().destroy_process_group()
     return 0
 
 
-def evaluate_shapes(folder: Path) -> ShapesScores:
-    """The scores of a folder's last finished set of images.
-
-    Raises:
-        FileNotFoundError: the folder holds no finished set.
-        ValueError: a picture cannot be read, or a prompt names no object; names it.
-    """
-    from t2i.evaluation.shapes_eval import score_images
-    from t2i.sampling.image_folder import read_image, read_image_list
-
-    listed = read_image_list(folder)
-    return score_images([prompt for _, prompt in listed], (read_image(path) for path, _ in listed))
-
-
-def score_ceilings(folders: Sequence[Path], vae: VAEConfig) -> dict[str, ShapesScores]:
-    """The scores of the true pictures of all prompts of the folders, each drawn once.
-
-    Raises:
-        ValueError: a prompt tells less than a scene.
-    """
-    from t2i.encoders.vae import load_vae
-    from t2i.evaluation.shapes_ceiling import reconstructed, rendered
-    from t2i.evaluation.shapes_eval import score_images
-    from t2i.sampling.image_folder import read_image, read_image_list
-
-    listed = [item for folder in folders for item in read_image_list(folder)]
-    prompts = list(dict.fromkeys(prompt for _, prompt in listed))
-    truth = list(rendered(prompts, read_image(listed[0][0]).width))
-    return {
-        "rendered": score_images(prompts, truth),
-        "rendered, through the VAE": score_images(prompts, reconstructed(truth, load_vae(vae))),
-    }
+def describe(
+    scores: Mapping[str, Scores], sets: Sequence[PictureSet], weights: Sequence[Weights]
+) -> str:
+    """The table, differences where sets are pairs, and what a reader must know."""
+    truth = {name: own for of in scores.values() for name, own in of.truth.items()}
+    parts = [format_table({**{name: of.scores for name, of in scores.items()}, **truth})]
+    parts += compare_pairs(scores, sets)
+    parts += [f"{name}: {note}" for name, of in scores.items() for note in of.notes]
+    for one in weights:
+        if one.is_random:
+            parts.append(
+                f"{one.network} has random weights ({one.hash}): these numbers compare with "
+                "nothing but numbers of the same ones"
+            )
+        elif not one.is_published:
+            parts.append(
+                f"{one.network}'s weights are not the published ones (SHA-256 {one.hash}): these "
+                "numbers do not compare with those of papers"
+            )
+    return "\n".join(parts)
 
 
-def format_scores(scores: Mapping[str, ShapesScores]) -> str:
-    """A table with a row per score and a column per name: percent and 95 % interval."""
-    from t2i.evaluation.shapes_eval import SCORES
+def compare_pairs(scores: Mapping[str, Scores], sets: Sequence[PictureSet]) -> list[str]:
+    """For each set of the first one's prompts and seeds: its means minus the first one's."""
+    from t2i import rng
+    from t2i.evaluation.intervals import paired_interval
 
-    rows = [["", *scores]]
-    rows += [[name, *(percent(getattr(of, name)) for of in scores.values())] for name in SCORES]
-    for count in ("num_objects", "num_images"):
-        rows.append([count, *(str(getattr(of, count)) for of in scores.values())])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
-    )
-
-
-def percent(share: Share) -> str:
-    """ "79.2 (74-84)"; "-" of nothing."""
-    if share.value is None or share.interval is None:
-        return "-"
-    low, high = share.interval
-    return f"{100 * share.value:.1f} ({100 * low:.0f}-{100 * high:.0f})"
+    (first_name, first), *others = zip(scores, sets, strict=True)
+    lines = []
+    for name, pictures in others:
+        if first.prompts is None or (first.prompts, first.seeds) != (
+            pictures.prompts,
+            pictures.seeds,
+        ):
+            continue
+        for score, own in scores[name].per_picture.items():
+            base = scores[first_name].per_picture[score]
+            if len(base) != len(own) or len(set(first.prompts)) < 2:
+                continue
+            generator = rng.generator(0, "bootstrap", 0, 0)
+            found = paired_interval(own, base, generator, first.prompts)
+            lines.append(
+                f"{score}: {name} minus {first_name}, pair by pair: "
+                f"{found.value:+.4g} ({found.low:+.3g} to {found.high:+.3g})"
+            )
+    return lines
 
 
 if __name__ == "__main__":

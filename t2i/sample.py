@@ -45,8 +45,6 @@ from t2i.sampling.prompts import builtin_prompts, read_classes, read_prompts
 from t2i.sampling.sampling_config import SamplingConfig
 
 if TYPE_CHECKING:
-    import torch
-
     from t2i.class_pipeline import ClassToImagePipeline
     from t2i.pipeline import TextToImagePipeline
     from t2i.sampling.image_folder import ImageFolder, ImageJob
@@ -277,6 +275,7 @@ def load_pipeline(
 ) -> TextToImagePipeline | ClassToImagePipeline:
     """The pipeline folder, or a model's folder with the encoders of the config."""
     from t2i.class_pipeline import ClassToImagePipeline
+    from t2i.devices import usable_device
     from t2i.encoders.vae import DTYPES
     from t2i.pipeline import INDEX_NAME, TextToImagePipeline, load_components, transformer_folder
 
@@ -289,25 +288,6 @@ def load_pipeline(
     if (checkpoint / INDEX_NAME).is_file():
         return TextToImagePipeline.from_pretrained(checkpoint, device, dtype, sampling.aux)
     return load_components(checkpoint, config.vae, config.text, device, dtype, sampling.aux)
-
-
-def usable_device(name: str) -> torch.device:
-    """The device of a name; of several GPUs "cuda" is this process's.
-
-    Raises:
-        ValueError: there is no such device.
-    """
-    import torch
-
-    try:
-        device = torch.device(name)
-        if device.type == "cuda" and device.index is None:
-            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"--device {name} cannot be used here: {reason}") from None
-    return device
 
 
 def make_images(

@@ -48,6 +48,8 @@ LAYERS = (
     ("t2i.sample", "t2i.evaluate", "t2i.side_by_side", "t2i.benchmark", "t2i.export"),
     ("t2i.benchmarks.inference", "t2i.benchmarks.training"),
     ("t2i.benchmarks",),
+    ("t2i.evaluation.registry",),
+    ("t2i.evaluation.metrics",),
     ("t2i.evaluation", "t2i.training.trainer", "t2i.training.plot", "t2i.training.trained"),
     ("t2i.training.monitoring.validation", "t2i.training.monitoring.swapped_words"),
     ("t2i.training.monitoring.held_out",),
@@ -74,7 +76,7 @@ LAYERS = (
     ("t2i.batch",),
     ("t2i.flow", "t2i.shapes"),
     ("t2i.rng",),
-    ("t2i.console", "t2i.hardware"),
+    ("t2i.console", "t2i.hardware", "t2i.devices"),
     ("t2i.config",),
 )
 NEVER_EACH_OTHER = (("t2i.evaluation", "t2i.training"),)

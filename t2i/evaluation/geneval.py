@@ -23,7 +23,11 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from t2i import rng
+from t2i.evaluation.intervals import ENDS, NUM_DRAWS, Ratios, ratio_draws
 
 Task = Literal["single_object", "two_object", "counting", "colors", "position", "color_attr"]
 Relation = Literal["left of", "right of", "above", "below"]
@@ -35,7 +39,6 @@ MAX_PER_CLASS = 16
 # An offset loses this part of the two boxes' summed sides; what is left, as a part of the whole
 # distance, must exceed the second number along an axis. The third is in pixels.
 SHRINK, MIN_OFFSET, NO_OFFSET = 0.1, 0.5, 1e-3
-NUM_RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -116,10 +119,11 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Score:
-    """A share of right pictures, or a mean of such, with its 95 % interval, all in [0, 1]."""
+    """A share of right pictures, or a mean of such, with its 95 % interval over prompts, in [0, 1]."""
 
     value: float
     interval: tuple[float, float]
+    num_prompts: int
 
 
 @dataclass(frozen=True)
@@ -228,22 +232,35 @@ def summarize(verdicts: Sequence[Verdict]) -> GenEvalScores:
     """
     if not verdicts:
         raise ValueError("there are no pictures to score")
-    rights: dict[Task, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
+    generator = rng.generator(0, "bootstrap", 0, 0)
+    by_task: dict[Task, list[Verdict]] = defaultdict(list)
     for verdict in verdicts:
-        rights[verdict.metadata.tag][verdict.metadata.prompt].append(verdict.right)
-    rng = np.random.default_rng(0)
-    values, resampled = {}, {}
-    for task in TASKS:
-        if task in rights:
-            counts_P2 = np.array([(sum(own), len(own)) for own in rights[task].values()])
-            values[task] = float(np.divide(*counts_P2.sum(axis=0)))
-            resampled[task] = _resampled_shares(counts_P2, rng)
-    scores = {task: Score(values[task], _middle_95_percent(resampled[task])) for task in values}
+        by_task[verdict.metadata.tag].append(verdict)
+    ratios = {
+        task: _shares([v.right for v in own], [v.metadata.prompt for v in own], generator)
+        for task, own in by_task.items()
+    }
+    scores = {task: _score(ratios[task]) for task in TASKS if task in ratios}
     overall = None
     if len(scores) == len(TASKS):
-        means = np.mean(list(resampled.values()), axis=0)
-        overall = Score(float(np.mean(list(values.values()))), _middle_95_percent(means))
-    return GenEvalScores(scores, overall, len(verdicts), sum(map(len, rights.values())))
+        draws_R = np.mean([ratio.draws_R for ratio in ratios.values()], axis=0)
+        mean = float(np.mean([ratio.value for ratio in ratios.values()]))
+        overall = _score(Ratios(mean, draws_R, sum(r.num_prompts for r in ratios.values())))
+    num_prompts = sum(ratio.num_prompts for ratio in ratios.values())
+    return GenEvalScores(scores, overall, len(verdicts), num_prompts)
+
+
+def _shares(rights: Sequence[bool], prompts: Sequence[str], generator: torch.Generator) -> Ratios:
+    """The share of right pictures; of a single prompt it has no spread."""
+    if len(set(prompts)) == 1:
+        share = sum(rights) / len(rights)
+        return Ratios(share, np.full(NUM_DRAWS, share), 1)
+    return ratio_draws(rights, np.ones(len(rights)), generator, prompts)
+
+
+def _score(ratios: Ratios) -> Score:
+    low, high = np.quantile(ratios.draws_R, ENDS)
+    return Score(ratios.value, (float(low), float(high)), ratios.num_prompts)
 
 
 def _best_of_each_class(
@@ -283,15 +300,3 @@ def _what_is_wrong(
                     seen = " and ".join(sorted(found)) or "in no clear relation to"
                     return f"expected {needed.name} {relation} {target.name}, found it {seen} it"
     return ""
-
-
-def _resampled_shares(counts_P2: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """(NUM_RESAMPLES,) shares of as many prompts drawn with replacement; rows: right, pictures."""
-    num_prompts = len(counts_P2)
-    drawn_R2 = counts_P2[rng.integers(num_prompts, size=(NUM_RESAMPLES, num_prompts))].sum(axis=1)
-    return drawn_R2[:, 0] / drawn_R2[:, 1]
-
-
-def _middle_95_percent(values: np.ndarray) -> tuple[float, float]:
-    low, high = np.percentile(values, [2.5, 97.5])
-    return float(low), float(high)

@@ -58,21 +58,69 @@ def mean_interval(
     Raises:
         ValueError: fewer than two prompts, not one prompt a score, or a score that is not finite.
     """
-    scores = np.asarray(scores_N, np.float64)
-    prompts = range(len(scores)) if prompts_N is None else prompts_N
-    if len(prompts) != len(scores):
-        raise ValueError(f"{len(scores)} scores, but {len(prompts)} prompts")
-    if num_bad := int((~np.isfinite(scores)).sum()):
-        raise ValueError(f"{num_bad} of {len(scores)} scores are NaN or infinite")
+    return ratio_interval(scores_N, np.ones(len(scores_N)), generator, prompts_N, num_draws)
+
+
+def ratio_interval(
+    parts_N: Scores,
+    wholes_N: Scores,
+    generator: torch.Generator,
+    prompts_N: Sequence[Hashable] | None = None,
+    num_draws: int = NUM_DRAWS,
+) -> Interval:
+    """The sum of parts over the sum of wholes, such as objects found of objects named.
+
+    Arguments and errors as in `mean_interval`, for both.
+
+    Raises:
+        ValueError: also if there is no whole.
+    """
+    ratios = ratio_draws(parts_N, wholes_N, generator, prompts_N, num_draws)
+    low, high = np.quantile(ratios.draws_R, ENDS)
+    return Interval(ratios.value, float(low), float(high), ratios.num_prompts)
+
+
+@dataclass(frozen=True)
+class Ratios:
+    """What an interval is taken from; means of several such are taken draw by draw.
+
+    Attributes:
+        value: of all samples.
+        draws_R: (R,) float64, the same of prompts that were drawn again.
+        num_prompts: that were drawn from.
+    """
+
+    value: float
+    draws_R: np.ndarray
+    num_prompts: int
+
+
+def ratio_draws(
+    parts_N: Scores,
+    wholes_N: Scores,
+    generator: torch.Generator,
+    prompts_N: Sequence[Hashable] | None = None,
+    num_draws: int = NUM_DRAWS,
+) -> Ratios:
+    """See `ratio_interval`. A draw without any wholes takes the value of all samples."""
+    parts, wholes = np.asarray(parts_N, np.float64), np.asarray(wholes_N, np.float64)
+    prompts = range(len(parts)) if prompts_N is None else prompts_N
+    if len(prompts) != len(parts) or len(wholes) != len(parts):
+        raise ValueError(f"{len(parts)} scores, but {len(prompts)} prompts")
+    if num_bad := int((~np.isfinite(parts) | ~np.isfinite(wholes)).sum()):
+        raise ValueError(f"{num_bad} of {len(parts)} scores are NaN or infinite")
     numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
     if len(numbers) < 2:
         raise ValueError(f"an interval needs two prompts or more; there are {len(numbers)}")
+    if not wholes.sum():
+        raise ValueError("there is nothing to take a share of")
     number_N = np.array([numbers[prompt] for prompt in prompts])
-    sum_P, count_P = np.bincount(number_N, scores), np.bincount(number_N)
+    part_P, whole_P = np.bincount(number_N, parts), np.bincount(number_N, wholes)
+    value = float(parts.sum() / wholes.sum())
     draws_RP = _draws(num_draws, len(numbers), generator).numpy()
-    means_R = sum_P[draws_RP].sum(axis=1) / count_P[draws_RP].sum(axis=1)
-    low, high = np.quantile(means_R, ENDS)
-    return Interval(float(scores.mean()), float(low), float(high), len(numbers))
+    part_R, whole_R = part_P[draws_RP].sum(axis=1), whole_P[draws_RP].sum(axis=1)
+    draws_R = np.divide(part_R, whole_R, out=np.full(num_draws, value), where=whole_R > 0)
+    return Ratios(value, draws_R, len(numbers))
 
 
 def paired_interval(

@@ -24,14 +24,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 from scipy.optimize import linear_sum_assignment
 
-from t2i.shapes import SceneObject, detect, parse_caption
+from t2i.shapes import detect, parse_caption
 
 NORMAL_QUANTILE = 1.96  # of 95 % intervals
 
@@ -80,7 +79,21 @@ class ShapesScores:
     num_images: int
 
 
-SCORES = tuple(field.name for field in fields(ShapesScores) if not field.name.startswith("num_"))
+# Score -> what it counts, of what.
+SHARES = {
+    "color": ("color", "objects"),
+    "shape": ("shape", "objects"),
+    "color_and_shape": ("color_and_shape", "objects"),
+    # The best pairing by colour and shape always extends to a best one by colour alone.
+    "shape_given_color": ("color_and_shape", "color"),
+    "color_at_place": ("color_at_place", "placed"),
+    "place": ("place", "placed"),
+    "size": ("size", "found_of_size"),
+    "count": ("count", "images"),
+    "scene": ("scene", "images"),
+}
+SCORES = tuple(SHARES)
+COUNTS = tuple(dict.fromkeys(count for pair in SHARES.values() for count in pair))
 
 
 def score_images(prompts: Sequence[str], images: Iterable[Image.Image]) -> ShapesScores:
@@ -93,50 +106,25 @@ def score_images(prompts: Sequence[str], images: Iterable[Image.Image]) -> Shape
         raise ValueError("there are no pictures to score")
     sums: Counter[str] = Counter()
     for prompt, image in zip(prompts, images, strict=True):
-        named = parse_caption(prompt)
-        if not named:
-            raise ValueError(
-                f"the prompt {prompt!r} names no object of the Shapes world, e.g. 'a red circle'"
-            )
-        sums.update(_counts(named, detect(image)))
-    num_objects, num_images, num_placed = sums["objects"], len(prompts), sums["placed"]
+        sums.update(count_picture(prompt, image))
     return ShapesScores(
-        color=Share(sums["color"], num_objects),
-        shape=Share(sums["shape"], num_objects),
-        color_and_shape=Share(sums["color_and_shape"], num_objects),
-        # The best pairing by colour and shape always extends to a best one by colour alone.
-        shape_given_color=Share(sums["color_and_shape"], sums["color"]),
-        color_at_place=Share(sums["color_at_place"], num_placed),
-        place=Share(sums["place"], num_placed),
-        size=Share(sums["size"], sums["found_of_size"]),
-        count=Share(sums["count"], num_images),
-        scene=Share(sums["scene"], num_images),
-        num_objects=num_objects,
-        num_images=num_images,
+        **{name: Share(sums[part], sums[whole]) for name, (part, whole) in SHARES.items()},
+        num_objects=sums["objects"],
+        num_images=sums["images"],
     )
 
 
-def as_dict(scores: ShapesScores) -> dict[str, Any]:
-    """For JSON: name -> share (null of nothing), the two counts, and name -> interval."""
-    shares: dict[str, Share] = {name: getattr(scores, name) for name in SCORES}
-    return {
-        **{name: _rounded(share.value) for name, share in shares.items()},
-        "num_objects": scores.num_objects,
-        "num_images": scores.num_images,
-        "intervals": {
-            name: [_rounded(end) for end in share.interval]
-            for name, share in shares.items()
-            if share.interval
-        },
-    }
+def count_picture(prompt: str, image: Image.Image) -> dict[str, int]:
+    """What one picture adds to the parts and wholes of `SHARES`, by `COUNTS`.
 
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 4)
-
-
-def _counts(named: Sequence[SceneObject], seen: Sequence[SceneObject]) -> Counter[str]:
-    """What one picture adds to the numerators and denominators of the scores."""
+    Raises:
+        ValueError: the prompt names no object of the Shapes world.
+    """
+    named, seen = parse_caption(prompt), detect(image)
+    if not named:
+        raise ValueError(
+            f"the prompt {prompt!r} names no object of the Shapes world, e.g. 'a red circle'"
+        )
     color_NS, shape_NS, place_NS, size_NS = (
         np.array([[getattr(n, trait) == getattr(s, trait) for s in seen] for n in named], bool)
         for trait in ("color", "shape", "place", "size")
@@ -146,19 +134,20 @@ def _counts(named: Sequence[SceneObject], seen: Sequence[SceneObject]) -> Counte
     both_NS = color_NS & shape_NS
     found_of_size, size = _num_paired(both_NS & (place_NS | ~placed_N1) & sized_N1, size_NS)
     color_and_shape, _ = _num_paired(both_NS)
-    return Counter(
-        objects=len(named),
-        placed=int(placed_N1.sum()),
-        color=_num_paired(color_NS)[0],
-        shape=_num_paired(shape_NS)[0],
-        color_and_shape=color_and_shape,
-        color_at_place=_num_paired(color_NS & place_NS)[0],
-        place=_num_paired(both_NS & place_NS)[0],
-        found_of_size=found_of_size,
-        size=size,
-        count=int(len(named) == len(seen)),
-        scene=int(color_and_shape == len(named) == len(seen)),
-    )
+    return {
+        "objects": len(named),
+        "placed": int(placed_N1.sum()),
+        "color": _num_paired(color_NS)[0],
+        "shape": _num_paired(shape_NS)[0],
+        "color_and_shape": color_and_shape,
+        "color_at_place": _num_paired(color_NS & place_NS)[0],
+        "place": _num_paired(both_NS & place_NS)[0],
+        "found_of_size": found_of_size,
+        "size": size,
+        "images": 1,
+        "count": int(len(named) == len(seen)),
+        "scene": int(color_and_shape == len(named) == len(seen)),
+    }
 
 
 def _num_paired(fits_NS: np.ndarray, better_NS: np.ndarray | None = None) -> tuple[int, int]:

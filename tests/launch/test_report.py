@@ -19,7 +19,9 @@ from launch.report import (
     smoothed,
     timings,
 )
-from t2i.evaluation.shapes_eval import SCORES, as_dict, score_images
+from t2i.evaluation.metric import Score, Scores
+from t2i.evaluation.score_files import score_file, write_scores
+from t2i.evaluation.shapes_eval import SCORES
 from t2i.sampling.image_folder import ImageFolder, plan_images
 from t2i.sampling.prompts import builtin_prompts
 from t2i.shapes import detect, parse_caption
@@ -31,18 +33,24 @@ def test_smoothing_halves_a_jump_in_its_half_life() -> None:
     assert values[4] == pytest.approx(0.5)
 
 
-def write_samples(folder: Path, prompts: list[str], scores: dict[str, object]) -> None:
+def write_samples(folder: Path, prompts: list[str], scores: Scores | None = None) -> None:
     jobs = plan_images(prompts, 1, first_seed=0, settings={})
     for job in jobs:
         ImageFolder(folder).write(job, Image.new("RGB", (128, 128)))
     ImageFolder(folder).finish(jobs)
-    (folder / "scores.json").write_text(json.dumps(scores))
+    if scores:
+        write_scores(score_file(folder, "shapes"), scores, [], {})
+
+
+def a_score(value: float | None) -> Score:
+    interval = (None, None) if value is None else (0.0, 0.79)
+    return Score("color", value, *interval, 1, "objects", "higher", is_share=True)
 
 
 def test_samples_stand_beside_the_truth_unguided_first(tmp_path: Path) -> None:
     prompts = builtin_prompts(3)
     for guidance in ("cfg", "none", "sg"):
-        write_samples(tmp_path / "nano" / guidance, prompts, {})
+        write_samples(tmp_path / "nano" / guidance, prompts)
     (model,) = sample_models(tmp_path, {"nano": "a note", "other": "no such model"})
     assert (model.name, model.note) == ("nano", "a note")
     assert model.columns == ["truth", "none", "cfg", "sg"]
@@ -57,21 +65,20 @@ def picture(uri: str) -> Image.Image:
 
 
 def test_scores_end_with_each_ceiling_once(tmp_path: Path) -> None:
-    ceilings = {"rendered": {"color": 1.0}}
+    scores = Scores([a_score(0.25)], truth={"rendered": [a_score(1.0)]})
     for model in ("demo", "nano"):
         for guidance in ("sg", "none"):
-            scores = {"color": 0.25, "ceilings": ceilings}
             write_samples(tmp_path / model / guidance, builtin_prompts(1), scores)
     rows = score_rows(tmp_path)
     assert [name for name, _ in rows] == [
         *("demo, none", "demo, sg", "nano, none", "nano, sg"),
         "rendered",
     ]
-    assert rows[-1][1] == {"color": 1.0}
+    assert [row["color"].value for _, row in rows] == [0.25] * 4 + [1.0]
 
 
 def test_the_page_shows_and_escapes_its_parts(tmp_path: Path) -> None:
-    scores = as_dict(score_images(["a red circle"], [Image.new("RGB", (128, 128))]))
+    scores = {name: a_score(None if name == "size" else 0.0) for name in SCORES}
     page = render_page(
         title="<script>",
         funnel=[["download", 5, 4, 0, 1, "dead: <1>"]],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 from PIL import Image
 
 from t2i.evaluate import main
+from t2i.evaluation.score_files import read_scores, score_file
 from t2i.evaluation.shapes_eval import SCORES
 from t2i.sampling.image_folder import ImageFolder, plan_images
 from t2i.shapes import Scene, SceneObject, captions, render
@@ -41,12 +41,14 @@ def test_the_command_scores_the_images_of_the_last_finished_call(
         folder.finish(jobs)
     assert len(list(tmp_path.glob("0*.png"))) == 2
     assert main(["shapes", str(tmp_path)]) == 0
-    assert json.loads((tmp_path / "scores.json").read_text())["color_and_shape"] == 1
+    scores, facts = read_scores(score_file(tmp_path, "shapes"))
+    assert {score.name: score.value for score in scores.scores}["color_and_shape"] == 1
+    assert (facts["metric"], facts["weights"]) == ("shapes", [])
     assert re.search(r"^color_and_shape +100\.0 \(21-100\)$", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_a_folder_without_a_finished_set_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"images\.jsonl is missing"):
+    with pytest.raises(ValueError, match=r"nor a finished set of samples \(images\.jsonl\)"):
         main(["shapes", str(tmp_path)])
 
 
@@ -63,7 +65,9 @@ def write(folder: Path, prompts: Sequence[str], images: Sequence[Image.Image]) -
 def test_a_cut_picture_is_named(tmp_path: Path, num_bytes: int) -> None:
     (path,) = write(tmp_path, [prompt(RED_CIRCLE)], [draw(RED_CIRCLE)])
     path.write_bytes(path.read_bytes()[:num_bytes])
-    with pytest.raises(ValueError, match=rf"{path.name}: not a whole picture .* delete it"):
+    with pytest.raises(
+        ValueError, match=rf"{path.name}: is no whole picture .* --odd-pictures skip"
+    ):
         main(["shapes", str(tmp_path)])
 
 
@@ -77,11 +81,11 @@ def test_the_ceiling_scores_the_true_pictures(
     assert main(["shapes", str(tmp_path / "none"), str(tmp_path / "sg"), "--ceiling"]) == 0
     table = capsys.readouterr().out
     assert re.match(r" +none +sg +rendered +rendered, through the VAE\n", table)
-    written = json.loads((tmp_path / "none" / "scores.json").read_text())
-    assert written["place"] == 0
-    for ceiling in written["ceilings"].values():
-        assert ceiling["num_images"] == 2
-        assert [ceiling[name] for name in SCORES] == [1] * len(SCORES)
+    scores, _ = read_scores(score_file(tmp_path / "none", "shapes"))
+    assert {score.name: score.value for score in scores.scores}["place"] == 0
+    assert list(scores.truth) == ["rendered", "rendered, through the VAE"]
+    for ceiling in scores.truth.values():
+        assert [(score.name, score.value) for score in ceiling] == [(name, 1) for name in SCORES]
 
 
 def test_the_ceiling_refuses_prompts_that_tell_less_than_a_scene(tmp_path: Path) -> None:

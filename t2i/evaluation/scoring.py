@@ -1,0 +1,145 @@
+"""Score a set of pictures: rows batch by batch, shared among processes, remembered; then scores.
+
+Under `accelerate launch` the pictures are dealt out by number, and each process holds all rows
+afterwards, in the order of the set: scores are the same at any number of processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from t2i.console import get_logger, progress
+from t2i.devices import usable_device
+from t2i.evaluation.picture_sets import PictureSet, Policy, read_batches
+
+if TYPE_CHECKING:
+    from t2i.evaluation.evaluation_config import ReadingConfig
+    from t2i.evaluation.metric import Scorer, Scores, Weights
+
+logger = get_logger("evaluate")
+INDICES = "indices"  # beside the rows: which pictures they are of
+
+
+@dataclass(frozen=True)
+class Context:
+    """How to go through pictures.
+
+    Attributes:
+        device: where networks run.
+        batch_size: pictures that a network gets at a time.
+        num_threads: that read pictures.
+        policy: what becomes of odd pictures; see `t2i.evaluation.picture_sets.read_batches`.
+        cache: folder where rows are remembered; None = nowhere.
+    """
+
+    device: torch.device
+    batch_size: int
+    num_threads: int
+    policy: Policy
+    cache: Path | None
+
+
+def make_context(reading: ReadingConfig) -> Context:
+    """The context of a config.
+
+    Raises:
+        ValueError: there is no such device.
+    """
+    return Context(
+        device=usable_device(reading.device),
+        batch_size=reading.batch_size,
+        num_threads=reading.num_threads,
+        policy=reading.odd_pictures,
+        cache=Path(reading.cache) if reading.cache else None,
+    )
+
+
+def score_set(scorer: Scorer, pictures: PictureSet, context: Context, label: str) -> Scores:
+    """The scores of a set; every process gets them.
+
+    Args:
+        label: what it is called beside the progress bar.
+
+    Raises:
+        ValueError: as `read_batches` and the scorer do.
+    """
+    rows = rows_of(scorer, pictures, context, label)
+    indices = rows.pop(INDICES).tolist()
+    prompts = [pictures.prompts[index] for index in indices] if pictures.prompts else None
+    return scorer.score(rows, prompts)
+
+
+def rows_of(
+    scorer: Scorer, pictures: PictureSet, context: Context, label: str
+) -> dict[str, Tensor]:
+    """Rows of all pictures, in order, and the pictures' numbers as `INDICES`.
+
+    With a cache they are computed once for the same files, weights and way of making rows.
+    """
+    remembered = None
+    if context.cache is not None:
+        key = rows_key(scorer.rows_name, scorer.weights, pictures, context.policy)
+        remembered = context.cache / f"{label.replace(' ', '-')}-{key}.safetensors"
+        if remembered.is_file():
+            logger.info("%s: rows of %s are remembered (%s)", label, pictures.path, remembered)
+            return load_file(remembered)
+    rows = _gathered(_own_rows(scorer, pictures, context, label))
+    if remembered is not None and PartialState().is_main_process:
+        remembered.parent.mkdir(parents=True, exist_ok=True)
+        temporary = remembered.with_suffix(".tmp")
+        save_file(rows, temporary)
+        temporary.replace(remembered)
+    return rows
+
+
+def rows_key(rows_name: str, weights: Sequence[Weights], pictures: PictureSet, policy: str) -> str:
+    """16 hex digits of all that rows depend on: the files' bytes, the prompts, the networks."""
+    digest = hashlib.sha256(repr((rows_name, policy, pictures.prompts)).encode())
+    for one in weights:
+        digest.update(one.hash.encode())
+    for file in pictures.files or (pictures.path,):
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def _own_rows(
+    scorer: Scorer, pictures: PictureSet, context: Context, label: str
+) -> dict[str, Tensor]:
+    """Rows of this process's pictures: every n-th of n processes."""
+    state = PartialState()
+    own = range(state.process_index, pictures.num, state.num_processes)
+    batches: list[Mapping[str, Tensor]] = []
+    with torch.inference_mode(), progress(label, total=len(own), unit="pictures") as bar:
+        reader = read_batches(
+            pictures, context.batch_size, context.policy, own, context.num_threads
+        )
+        for batch in reader:
+            indices_B = torch.tensor([picture.index for picture in batch])
+            batches.append({**scorer.rows(batch), INDICES: indices_B})
+            bar.update(len(batch))
+    return (
+        {name: torch.cat([rows[name] for rows in batches]) for name in batches[0]}
+        if batches
+        else {}
+    )
+
+
+def _gathered(own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rows of all processes in the order of the set."""
+    if PartialState().num_processes == 1:
+        return own
+    parts = [part for part in gather_object([own]) if part]
+    rows = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    order = rows[INDICES].argsort()
+    return {name: values[order] for name, values in rows.items()}
