@@ -15,17 +15,18 @@ Shape suffixes: N samples, D dimensions.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from scipy.linalg import eigh
 from torch import Tensor
 
-from t2i.console import get_logger
 from t2i.evaluation.feature_rows import Features, checked_rows
 
-logger = get_logger("evaluate")
+NEGATIVE_AT_MOST = 1e-4  # of the largest eigenvalue: statistics that were stored in half precision
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,37 @@ class Statistics:
     Attributes:
         mean_D: (D,) float64.
         covariance_DD: (D, D) float64, symmetric.
+        rows_RD: (R, D) with rows^T rows = the covariance, where such are at hand.
     """
 
     mean_D: np.ndarray
     covariance_DD: np.ndarray
+    rows_RD: np.ndarray | None = None
+
+    @cached_property
+    def factor_DR(self) -> np.ndarray:
+        """A (D, R) with A A^T = the covariance.
+
+        Eigenvalues below the rounding error of the largest are taken as the zeros that they are for
+        too few samples.
+
+        Raises:
+            ValueError: NaN or infinity, or eigenvalues that are negative.
+        """
+        if not np.isfinite(self.mean_D).all() or not np.isfinite(self.covariance_DD).all():
+            raise ValueError("the statistics hold NaN or infinity")
+        if self.rows_RD is not None:
+            return self.rows_RD.T
+        values_D, vectors_DD = eigh(self.covariance_DD, driver="evd")
+        if values_D[0] < -NEGATIVE_AT_MOST * abs(values_D[-1]):
+            raise ValueError(
+                "this is no covariance: its eigenvalues go from "
+                f"{values_D[0]:.3g} to {values_D[-1]:.3g}"
+            )
+        smallest = len(values_D) * np.finfo(np.float64).eps * values_D[-1]
+        # One column at least, so that sets without any spread have a distance.
+        first = min(np.searchsorted(values_D, smallest, side="right"), len(values_D) - 1)
+        return vectors_DD[:, first:] * np.sqrt(values_D[first:].clip(min=0))
 
 
 class Moments:
@@ -90,20 +118,13 @@ class Moments:
         self.num, self.mean_D = int(num), mean_D
 
     def statistics(self) -> Statistics:
-        """Mean and unbiased covariance; warns if there are fewer samples than dimensions.
+        """Mean and unbiased covariance.
 
         Raises:
             ValueError: there are fewer than two samples.
         """
         if self.num < 2:
             raise ValueError(f"a covariance needs two samples or more; there are {self.num}")
-        if self.num < len(self.mean_D):
-            logger.warning(
-                "%d samples for %d dimensions: the covariance is not of full rank, and Frechet "
-                "distances are far too large; compare them only at equal numbers of samples",
-                self.num,
-                len(self.mean_D),
-            )
         covariance_DD = self.scatter_DD / (self.num - 1)
         return Statistics(self.mean_D.cpu().numpy().copy(), covariance_DD.cpu().numpy())
 
@@ -117,8 +138,25 @@ class Moments:
 
 
 def statistics_of(features_ND: Features) -> Statistics:
-    """Statistics of features that are all at hand; raises as `Moments` does."""
+    """Statistics of features that are all at hand; raises as `Moments` does.
+
+    Where there are fewer than dimensions, their own rows spare the covariance's eigenvectors.
+    """
     rows_ND = checked_rows(features_ND)
     moments = Moments(rows_ND.shape[1], rows_ND.device)
     moments.add(rows_ND)
-    return moments.statistics()
+    statistics = moments.statistics()
+    if moments.num >= rows_ND.shape[1]:
+        return statistics
+    centered_ND = (rows_ND.to(moments.mean_D) - moments.mean_D) / (moments.num - 1) ** 0.5
+    return replace(statistics, rows_RD=centered_ND.cpu().numpy())
+
+
+def note_of_few(num: int, num_dimensions: int) -> list[str]:
+    """What a reader of a Frechet distance must know of so many samples; nothing if they suffice."""
+    if num >= num_dimensions:
+        return []
+    return [
+        f"{num:,} pictures for {num_dimensions:,} dimensions: the covariance is not of full rank, "
+        "and Frechet distances are far too large; compare them only at equal numbers of pictures"
+    ]

@@ -29,10 +29,25 @@ BLOCK_SIZE = 4096  # rows and columns of distances at a time: 64 MiB
 
 @dataclass(frozen=True)
 class PrecisionRecall:
-    """Both in [0, 1]."""
+    """What lies within which manifold.
 
-    precision: float
-    recall: float
+    Attributes:
+        is_precise_M: (M,) bool, samples within the reference's.
+        is_covered_N: (N,) bool, references within the samples'.
+    """
+
+    is_precise_M: Tensor
+    is_covered_N: Tensor
+
+    @property
+    def precision(self) -> float:
+        """In [0, 1]."""
+        return float(self.is_precise_M.double().mean())
+
+    @property
+    def recall(self) -> float:
+        """In [0, 1]."""
+        return float(self.is_covered_N.double().mean())
 
 
 def precision_recall(
@@ -72,9 +87,7 @@ def precision_recall(
             distances_AB = _squared_distances(reference[rows], samples[columns])
             is_precise_M[columns] |= (distances_AB <= reference_radii_N[rows, None]).any(dim=0)
             is_covered_N[rows] |= (distances_AB <= sample_radii_M[None, columns]).any(dim=1)
-    return PrecisionRecall(
-        precision=float(is_precise_M.double().mean()), recall=float(is_covered_N.double().mean())
-    )
+    return PrecisionRecall(is_precise_M, is_covered_N)
 
 
 def _squared_radii(rows_ND: Tensor, num_neighbors: int, block_size: int) -> Tensor:

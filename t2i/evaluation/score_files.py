@@ -87,14 +87,14 @@ def format_table(columns: Mapping[str, Sequence[Score]]) -> str:
 
 
 def format_score(score: Score | None) -> str:
-    """ "79.2 (74-84)" of a share, "12.31 (11.9-12.8)" of a number; "-" of nothing."""
+    """ "79.2 (74-84)" of a share, "12.31 (11.9 to 12.8)" of a number; "-" of nothing."""
     if score is None or score.value is None:
         return "-"
     if score.is_share:
-        value, digits = f"{100 * score.value:.1f}", "{:.0f}"
-        ends = [score.low, score.high]
-        shown = [digits.format(100 * end) for end in ends if end is not None]
+        value, ends = f"{100 * score.value:.1f}", "({:.0f}-{:.0f})"
     else:
-        value = f"{score.value:.4g}"
-        shown = [f"{end:.3g}" for end in (score.low, score.high) if end is not None]
-    return f"{value} ({'-'.join(shown)})" if len(shown) == 2 else value
+        value, ends = f"{score.value:.4g}", "({:.3g} to {:.3g})"
+    if score.low is None or score.high is None:
+        return value
+    factor = 100 if score.is_share else 1
+    return f"{value} {ends.format(factor * score.low, factor * score.high)}"

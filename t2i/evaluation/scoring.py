@@ -89,7 +89,7 @@ def rows_of(
     remembered = None
     if context.cache is not None:
         key = rows_key(scorer.rows_name, scorer.weights, pictures, context.policy)
-        remembered = context.cache / f"{label.replace(' ', '-')}-{key}.safetensors"
+        remembered = context.cache / f"{scorer.rows_name.split()[0]}-{key}.safetensors"
         if remembered.is_file():
             logger.info("%s: rows of %s are remembered (%s)", label, pictures.path, remembered)
             return load_file(remembered)

@@ -7,8 +7,9 @@ from tests.mutants.mutant import Mutant
 CORES, TESTS = "t2i/evaluation", "tests/t2i/evaluation"
 
 
-def fault(name: str, module: str, old: str, new: str) -> Mutant:
-    return Mutant(name, f"{CORES}/{module}.py", old, new, (f"{TESTS}/test_{module}.py",))
+def fault(name: str, module: str, old: str, new: str, tests: str = "") -> Mutant:
+    found_by = tests or f"test_{module}"
+    return Mutant(name, f"{CORES}/{module}.py", old, new, (f"{TESTS}/{found_by}.py",))
 
 
 MUTANTS = (
@@ -40,9 +41,10 @@ MUTANTS = (
     fault("Frechet: means left out", "frechet", "step_D @ step_D + traces", "traces"),
     fault(
         "Frechet: directions that are mere rounding are kept",
-        "frechet",
+        "moments",
         "np.finfo(np.float64).eps * values_D[-1]",
         "0",
+        tests="test_frechet",
     ),
     fault(
         "Inception Score: no shuffle",
@@ -66,8 +68,8 @@ MUTANTS = (
     fault(
         "precision and recall: swapped",
         "precision_recall",
-        "precision=float(is_precise_M.double().mean()), recall=float(is_covered_N.double().mean())",
-        "recall=float(is_precise_M.double().mean()), precision=float(is_covered_N.double().mean())",
+        "return PrecisionRecall(is_precise_M, is_covered_N)",
+        "return PrecisionRecall(is_covered_N, is_precise_M)",
     ),
     fault("precision and recall: k = 2", "precision_recall", "NEIGHBORS = 3", "NEIGHBORS = 2"),
     fault(

@@ -3,7 +3,6 @@ processes, and that features which no statistics can be made of are refused."""
 
 from __future__ import annotations
 
-import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from t2i.console import get_logger
-from t2i.evaluation.moments import Moments, Statistics, statistics_of
+from t2i.evaluation.moments import Moments, Statistics, note_of_few, statistics_of
 
 PROCESS = """
 import sys
@@ -121,11 +119,12 @@ def test_a_covariance_needs_two_samples(num: int) -> None:
         moments.statistics()
 
 
-@pytest.mark.parametrize(("num", "warns"), [(6, True), (7, False)])
-def test_fewer_samples_than_dimensions_are_warned_of(
-    num: int, warns: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(get_logger("evaluate").parent, "propagate", True)
-    with caplog.at_level(logging.WARNING):
-        statistics_of(features(num))
-    assert ("not of full rank" in caplog.text) == warns
+def test_fewer_samples_than_dimensions_have_a_note_and_the_same_covariance() -> None:
+    assert note_of_few(7, 7) == []
+    assert "not of full rank" in note_of_few(6, 7)[0]
+    for num in (6, 8):
+        found = statistics_of(features(num))
+        assert (found.rows_RD is not None) == (num < 7)
+        np.testing.assert_allclose(
+            found.factor_DR @ found.factor_DR.T, found.covariance_DD, rtol=1e-9, atol=1e-9
+        )
