@@ -27,7 +27,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from t2i import rng
-from t2i.evaluation.intervals import ENDS, NUM_DRAWS, Ratios, ratio_draws
+from t2i.evaluation.intervals import NUM_DRAWS, Ratios, ratio_draws, share_ends
 
 Task = Literal["single_object", "two_object", "counting", "colors", "position", "color_attr"]
 Relation = Literal["left of", "right of", "above", "below"]
@@ -225,7 +225,7 @@ def summarize(verdicts: Sequence[Verdict]) -> GenEvalScores:
     """Scores of all pictures, with bootstrap intervals over prompts: a prompt's pictures are drawn
     together, and each task draws among its own prompts.
 
-    Where all pictures of a task agree, its interval has no width.
+    Where all pictures of a task agree, its interval is Wilson's.
 
     Raises:
         ValueError: there are no pictures.
@@ -251,7 +251,7 @@ def summarize(verdicts: Sequence[Verdict]) -> GenEvalScores:
 
 
 def _shares(rights: Sequence[bool], prompts: Sequence[str], generator: torch.Generator) -> Ratios:
-    """The share of right pictures; of a single prompt it has no spread."""
+    """The share of right pictures; of a single prompt a bootstrap has no spread."""
     if len(set(prompts)) == 1:
         share = sum(rights) / len(rights)
         return Ratios(share, np.full(NUM_DRAWS, share), 1)
@@ -259,8 +259,7 @@ def _shares(rights: Sequence[bool], prompts: Sequence[str], generator: torch.Gen
 
 
 def _score(ratios: Ratios) -> Score:
-    low, high = np.quantile(ratios.draws_R, ENDS)
-    return Score(ratios.value, (float(low), float(high)), ratios.num_prompts)
+    return Score(ratios.value, share_ends(ratios, ratios.num_prompts), ratios.num_prompts)
 
 
 def _best_of_each_class(

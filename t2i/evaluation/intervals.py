@@ -10,6 +10,7 @@ Shape suffixes: N samples, P prompts, R draws.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ from t2i.evaluation.feature_rows import Features, checked_rows
 
 NUM_DRAWS = 1000
 ENDS = (0.025, 0.975)
+NORMAL_QUANTILE = 1.96
 Scores = Sequence[float] | np.ndarray
 
 
@@ -174,6 +176,24 @@ def resampled_interval(
     )
     low, high = value + np.quantile(values_R - values_R.mean(), ENDS)
     return Interval(value, float(low), float(high), len(rows_ND))
+
+
+def wilson_ends(num_right: float, num: float) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share of ``num`` > 0 independent trials, within [0, 1].
+
+    Where all trials agree a bootstrap has no width; this one has.
+    """
+    share, shrink = num_right / num, NORMAL_QUANTILE**2 / num
+    center = (share + shrink / 2) / (1 + shrink)
+    spread = share * (1 - share) / num + shrink / (4 * num)
+    half = NORMAL_QUANTILE * math.sqrt(spread) / (1 + shrink)
+    return max(center - half, 0.0), min(center + half, 1.0)
+
+
+def share_ends(ratios: Ratios, num: float) -> tuple[float, float]:
+    """Ends of a share's interval: the bootstrap's, or where that has no width Wilson's of ``num``."""
+    low, high = (float(end) for end in np.quantile(ratios.draws_R, ENDS))
+    return (low, high) if low < high else wilson_ends(ratios.value * num, num)
 
 
 def _draws(num_draws: int, num: int, generator: torch.Generator) -> Tensor:

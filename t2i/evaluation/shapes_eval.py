@@ -21,7 +21,6 @@ A stricter score is never above a looser one over the same things.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -30,9 +29,8 @@ import numpy as np
 from PIL import Image
 from scipy.optimize import linear_sum_assignment
 
+from t2i.evaluation.intervals import wilson_ends
 from t2i.shapes import detect, parse_caption
-
-NORMAL_QUANTILE = 1.96  # of 95 % intervals
 
 
 @dataclass(frozen=True)
@@ -53,13 +51,7 @@ class Share:
 
         It takes the trials as independent, which objects of one picture are not quite.
         """
-        if not self.num:
-            return None
-        share, shrink = self.num_right / self.num, NORMAL_QUANTILE**2 / self.num
-        center = (share + shrink / 2) / (1 + shrink)
-        spread = share * (1 - share) / self.num + shrink / (4 * self.num)
-        half = NORMAL_QUANTILE * math.sqrt(spread) / (1 + shrink)
-        return max(center - half, 0.0), min(center + half, 1.0)
+        return wilson_ends(self.num_right, self.num) if self.num else None
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,17 @@
 Prompts are detailed captions of scenes that a task would ask for, so their true pictures can be
 drawn (`t2i.evaluation.shapes_ceiling.rendered`) and score one; the metadata beside a prompt asks
 only what the task is about. Shapes are the classes. A detection is certain: its score is 1.
+
+    python -m t2i.evaluation.shapes_geneval prompts.jsonl --prompts-per-task 50
+    python -m t2i.sample --prompts prompts.jsonl --sg 0.1,0.8 --omega 1.8 --output samples
+    python -m t2i.evaluate geneval samples --metadata prompts.jsonl --detector shapes
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from t2i.console import run_command
 from t2i.evaluation.geneval import TASKS, Detection, Relation, Task, Vocabulary
 from t2i.shapes import (
     COLORS,
@@ -136,3 +142,28 @@ _RULES: dict[
     "position": (_is_clear_pair, _second_by_first),
     "color_attr": (_is_pair_of_colors, _each_with_color),
 }
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m t2i.evaluation.shapes_geneval",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("file", type=Path, help="for the JSON lines")
+    parser.add_argument("--prompts-per-task", type=int, default=50, metavar="N", help="(50)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="(0)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    if args.prompts_per_task < 1:
+        raise ValueError(f"--prompts-per-task {args.prompts_per_task}: at least 1")
+    write_shapes_metadata(args.file, args.prompts_per_task, args.seed)
+    print(f"{args.prompts_per_task * len(TASKS)} prompts: {args.file}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_command(main))

@@ -104,10 +104,9 @@ class ShapesScorer:
 def shape_scores(counts_NC: Tensor, prompts: Sequence[str]) -> list[Score]:
     """Shares with 95 % intervals: bootstrap over prompts, in which objects of a picture and pictures
     of a prompt stay together; Wilson's where all are alike and a bootstrap would have no width."""
-    import numpy as np
 
     from t2i import rng
-    from t2i.evaluation.intervals import ENDS, ratio_draws
+    from t2i.evaluation.intervals import ratio_draws, share_ends
     from t2i.evaluation.shapes_eval import COUNTS, SHARES, Share
 
     counts = {name: counts_NC[:, number].numpy() for number, name in enumerate(COUNTS)}
@@ -115,12 +114,10 @@ def shape_scores(counts_NC: Tensor, prompts: Sequence[str]) -> list[Score]:
     scores = []
     for name, (part, whole) in SHARES.items():
         share = Share(int(counts[part].sum()), int(counts[whole].sum()))
-        interval = share.interval
+        low, high = share.interval or (None, None)
         if share.num and len(set(prompts)) > 1:
-            draws_R = ratio_draws(counts[part], counts[whole], generator, prompts).draws_R
-            low, high = np.quantile(draws_R, ENDS)
-            interval = (float(low), float(high)) if low < high else interval
-        low, high = interval or (None, None)
+            ratios = ratio_draws(counts[part], counts[whole], generator, prompts)
+            low, high = share_ends(ratios, share.num)
         unit = "pictures" if whole == "images" else "objects"
         scores.append(Score(name, share.value, low, high, share.num, unit, "higher", is_share=True))
     return scores
