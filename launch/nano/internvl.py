@@ -17,6 +17,7 @@ import argparse
 import json
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -119,10 +120,16 @@ class Trainer:
         import torch
 
         args = self.args
-        with progress("InternVL-nano", last, "steps", self.step) as bar:
+        with (
+            progress("InternVL-nano", last, "steps", self.step) as bar,
+            ThreadPoolExecutor(max_workers=1) as drawing,
+        ):
+            following = drawing.submit(self.make_batch, self.step)
             while self.step < last:
+                batch = following.result()
+                following = drawing.submit(self.make_batch, self.step + 1)
                 with torch.autocast(args.device, torch.bfloat16):
-                    losses = self.losses()
+                    losses = self.losses(batch)
                 self.update(torch.stack(list(losses.values())).sum())
                 values = {name: loss.item() for name, loss in losses.items()}
                 self.metrics.write({"step": self.step, **values})
@@ -133,19 +140,23 @@ class Trainer:
                     if self.step > args.vision_steps:
                         self.look()
 
-    def losses(self) -> dict[str, torch.Tensor]:
-        """The losses of this step; they are summed."""
+    def make_batch(self, step: int) -> Batch:
+        """The pictures and texts of a step, drawn while the step before is computed."""
         from launch.nano.internvl_tasks import make_batch, make_image_batch, make_polish_batch
 
-        args, step = self.args, self.step
+        args = self.args
         if step < args.vision_steps:
-            batch = make_image_batch(self.processor, args.seed, step, args.batch)
-        elif step < args.vision_steps + args.steps:
-            batch = make_batch(self.processor, args.seed, step, args.batch)
-        else:
+            return make_image_batch(self.processor, args.seed, step, args.batch)
+        if step < args.vision_steps + args.steps:
+            return make_batch(self.processor, args.seed, step, args.batch)
+        return make_polish_batch(self.processor, args.seed, step, args.batch)
+
+    def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """The losses of this step; they are summed."""
+        args, step = self.args, self.step
+        if step >= args.vision_steps + args.steps:
             self.model.model.language_model.requires_grad_(False)
             self.model.lm_head.requires_grad_(False)
-            batch = make_polish_batch(self.processor, args.seed, step, args.batch)
         batch = batch.to(args.device)
         image_tokens = self.model.get_image_features(batch.pixels).pooler_output
         scene = self.head.loss(image_tokens, batch.cells, batch.backgrounds)
