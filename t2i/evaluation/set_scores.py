@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+import numpy as np
 from torch import Tensor
 
 from t2i import rng
-from t2i.evaluation.intervals import mean_interval, resampled_interval
+from t2i.evaluation.intervals import ENDS, mean_interval, ratio_draws, resampled_interval
 from t2i.evaluation.metric import Score, Scores
 
 Better = Literal["higher", "lower"]
@@ -51,3 +52,43 @@ def score_of_pictures(
         found = mean_interval(values, rng.generator(0, "bootstrap", 0, 0), prompts)
         score = Score(name, found.value, found.low, found.high, found.num, unit, better)
     return Scores([score], per_picture={name: values.tolist()})
+
+
+def score_of_groups(
+    values_N: Tensor,
+    groups_N: Sequence[str],
+    prompts_N: Sequence[str],
+    better: Better,
+    is_share: bool = False,
+) -> list[Score]:
+    """The mean of each group, by name, then ``overall``: the mean of the groups' means.
+
+    Intervals are bootstraps over the prompts of each group; a group of one prompt has none, and
+    leaves the overall score without one.
+
+    Raises:
+        ValueError: there are no values, or some are NaN or infinite.
+    """
+    values = values_N.double().numpy()
+    if not len(values) or not np.isfinite(values).all():
+        raise ValueError(f"some of {len(values)} pictures have no finite number")
+    generator = rng.generator(0, "bootstrap", 0, 0)
+    scores, draws, means = [], [], []
+    for group in sorted(set(groups_N)):
+        own = [number for number, name in enumerate(groups_N) if name == group]
+        prompts = [prompts_N[number] for number in own]
+        mean, num = float(values[own].mean()), len(set(prompts))
+        means.append(mean)
+        if num < 2:
+            scores.append(Score(group, mean, None, None, num, "prompts", better, is_share))
+            continue
+        ratios = ratio_draws(values[own], np.ones(len(own)), generator, prompts)
+        draws.append(ratios.draws_R)
+        ends = map(float, np.quantile(ratios.draws_R, ENDS))
+        scores.append(Score(group, mean, *ends, num, "prompts", better, is_share))
+    low, high = None, None
+    if len(draws) == len(means):
+        low, high = map(float, np.quantile(np.mean(draws, axis=0), ENDS))
+    num = len(set(prompts_N))
+    overall = float(np.mean(means))
+    return [*scores, Score("overall", overall, low, high, num, "prompts", better, is_share)]
