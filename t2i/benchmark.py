@@ -117,7 +117,8 @@ def run_inference(what: str, config: Config) -> int:
         sample_cases,
         with_decoding,
     )
-    from t2i.benchmarks.rows import environment, measure, peak_tflops, write
+    from t2i.benchmarks.rows import measure, peak_tflops, write
+    from t2i.environment import describe_environment
 
     settings = config.benchmark
     subject = Subject(config.model, config.vae, settings)
@@ -128,7 +129,12 @@ def run_inference(what: str, config: Config) -> int:
     if what == "sample" and settings.decode:
         rows = with_decoding(rows)
     batch = f"batch {settings.batch_size}, {settings.text_tokens} text tokens, {settings.dtype}"
-    result = {"what": what, "batch": batch, **environment(settings), "settings": dump(config)}
+    result = {
+        "what": what,
+        "batch": batch,
+        **describe_environment(settings.device),
+        "settings": dump(config),
+    }
     stem = write(rows, result, settings)
     if what == "grid":
         draw_grid(rows, settings.grid, stem.with_suffix(".png"))
@@ -140,8 +146,9 @@ def run_train(config: Config) -> int:
     """`train`, on every process of the launcher."""
     import torch
 
-    from t2i.benchmarks.rows import environment, measure, peak_tflops, write
+    from t2i.benchmarks.rows import measure, peak_tflops, write
     from t2i.benchmarks.training import make_subject, train_cases
+    from t2i.environment import describe_environment
     from t2i.training.engine import start_processes, stop_processes
 
     settings, training = config.benchmark, config.training
@@ -153,7 +160,11 @@ def run_train(config: Config) -> int:
             cases, settings, "train", peak_tflops(settings, training.precision == "bf16")
         )
         if torch.distributed.get_rank() == 0:
-            result = {"what": "train", "batch": describe_batch(config), **environment(settings)}
+            result = {
+                "what": "train",
+                "batch": describe_batch(config),
+                **describe_environment(settings.device),
+            }
             stem = write(rows, {**result, "settings": dump(config)}, settings)
             LOG.info("%s", stem.with_suffix(".json"))
         subject.engine.close()

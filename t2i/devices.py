@@ -1,9 +1,15 @@
-"""Where this process computes: a device by its name, of several GPUs its own."""
+"""Where this process computes: a device by its name, and its place among those of a launcher."""
 
 from __future__ import annotations
 
 import torch
 from accelerate import PartialState
+
+
+def process_state() -> PartialState:
+    """This process's place under `accelerate launch` or torchrun; alone, it is the first of one."""
+    # Without a GPU accelerate starts no group unless it is told that this is meant.
+    return PartialState(cpu=not torch.cuda.is_available())
 
 
 def usable_device(name: str) -> torch.device:
@@ -15,7 +21,7 @@ def usable_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         if device.type == "cuda" and device.index is None:
-            device = torch.device("cuda", PartialState().local_process_index)
+            device = torch.device("cuda", process_state().local_process_index)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
         reason = str(error).splitlines()[0]

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from t2i.config import Section, add_config_arguments, config_from_args, section
 from t2i.console import run_command
+from t2i.evaluation.commands import run, sweep
 from t2i.evaluation.evaluation_config import EvaluationConfig, ReadingConfig
 from t2i.evaluation.metric import Metric, Scores, Weights
 from t2i.evaluation.registry import all_metrics
@@ -28,6 +29,8 @@ from t2i.evaluation.settings_flags import add_settings_flags, read_settings
 
 if TYPE_CHECKING:
     from t2i.evaluation.picture_sets import PictureSet
+
+COMMANDS = (run, sweep)
 
 
 class Config(Section):
@@ -43,6 +46,14 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="metric", required=True, metavar="METRIC")
     for metric in all_metrics().values():
         add_metric(commands, metric)
+    for command in COMMANDS:
+        own = commands.add_parser(
+            command.NAME,
+            help=command.SUMMARY,
+            description=command.DESCRIPTION,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.add_arguments(own)
     return parser
 
 
@@ -62,13 +73,20 @@ def add_metric(commands: Any, metric: Metric) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
+    for command in COMMANDS:
+        if args.metric == command.NAME:
+            return command.main(args)
+    return score_sets(args)
+
+
+def score_sets(args: argparse.Namespace) -> int:
+    """Score the sets of a metric's subcommand; the exit code."""
     config = config_from_args(args, Config).evaluation
     metric = all_metrics()[args.metric]
     settings = read_settings(args, metric.settings, config.metrics.get(metric.name, {}))
-    reading = read_settings(args, ReadingConfig, config.model_dump(exclude={"metrics"}))
+    reading = read_settings(args, ReadingConfig, config.reading().model_dump())
 
-    from accelerate import PartialState
-
+    from t2i.devices import process_state
     from t2i.evaluation.picture_sets import open_set
     from t2i.evaluation.scoring import make_context, score_set
     from t2i.sampling.image_folder import short_names
@@ -89,14 +107,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         name: score_set(scorer, pictures, context, f"{metric.name} {name}")
         for name, pictures in zip(names, sets, strict=True)
     }
-    if PartialState().is_main_process:
+    if process_state().is_main_process:
         facts = {"metric": metric.name, "settings": settings.model_dump(mode="json")}
         for name, pictures in zip(names, sets, strict=True):
             write_scores(
                 score_file(pictures.path, metric.name), scores[name], scorer.weights, facts
             )
         print(describe(scores, sets, scorer.weights))
-    PartialState().destroy_process_group()
+    process_state().destroy_process_group()
     return 0
 
 

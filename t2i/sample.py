@@ -19,47 +19,23 @@ first 64. Under `accelerate launch` the images are shared out among the processe
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from t2i.config import (
-    Section,
-    add_config_arguments,
-    describe_config,
-    dump_config,
-    load_config,
-    section,
-)
-from t2i.console import get_logger, progress, run_command
-from t2i.encoders.text_config import TextEncoderConfig
-from t2i.encoders.vae_config import VAEConfig
+from t2i.config import add_config_arguments, describe_config, dump_config, load_config
+from t2i.console import get_logger, run_command
+from t2i.generation import Config, make_set, with_settings
 from t2i.guidance.guidance_config import GuidanceConfig
 from t2i.guidance.methods import METHODS
-from t2i.sampling.flags import read_interval, read_sg, read_size, validated
+from t2i.sampling.flags import read_interval, read_sg, read_size
 from t2i.sampling.presets import PRESETS
 from t2i.sampling.prompts import builtin_prompts, read_classes, read_prompts
 from t2i.sampling.sampling_config import SamplingConfig
-
-if TYPE_CHECKING:
-    from t2i.class_pipeline import ClassToImagePipeline
-    from t2i.pipeline import TextToImagePipeline
-    from t2i.sampling.image_folder import ImageFolder, ImageJob
 
 LOG = get_logger("sample")
 # Flags that are named as the fields of the two settings classes.
 SAMPLING_FLAGS = set(SamplingConfig.model_fields)
 GUIDANCE_FLAGS = set(GuidanceConfig.model_fields) - {"name", "interval"}
-
-
-class Config(Section):
-    sampling: SamplingConfig = section("t2i.sampling")
-    guidance: GuidanceConfig = section("t2i.guidance")
-    vae: VAEConfig = section("t2i.encoders.vae")
-    text: TextEncoderConfig = section("t2i.encoders.text")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -152,46 +128,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     LOG.info(describe_config(args))
 
-    from t2i.sampling.image_folder import MAX_ON_CONTACT_SHEET, ImageFolder, plan_images
+    from t2i.devices import process_state
+    from t2i.sampling.image_folder import ImageFolder
 
-    guidance, sampling = config.guidance.build(), config.sampling
     prompts = read_prompts(args.prompt, args.prompts)
     is_class_model = args.classes is not None
     if is_class_model:
         if prompts:
             raise ValueError("--classes takes the place of prompts: give one of the two")
         prompts = read_classes(args.classes)
-    prompts = prompts or builtin_prompts(sampling.num_builtin_prompts)
-    settings = settings_of(config, is_class_model)
-    jobs = plan_images(prompts, sampling.images_per_prompt, sampling.seed, settings)
-    folder = ImageFolder(args.folder or Path(sampling.output) / (args.preset or guidance.name))
-    missing = {job.name for job in folder.missing(jobs)}
-    LOG.info(
-        "%s, %s steps, %s -> %s: %d images, %d of them done before",
-        *(guidance, sampling.steps, sampling.checkpoint, folder.path),
-        *(len(jobs), len(jobs) - len(missing)),
-    )
-    # Dealt out by number, not by what is missing, which the processes see at different moments.
-    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    if rank == 0:
-        folder.begin(jobs)
-    own = [job for job in jobs[rank::world_size] if job.name in missing]
-    if own:
-        pipeline = load_pipeline(config, is_class_model)
-        if sampling.compile:
-            pipeline.compile_blocks()
-        make_images(pipeline, own, folder, config)
-    if not folder.missing(jobs):
-        shown = f" of the first {MAX_ON_CONTACT_SHEET}" if len(jobs) > MAX_ON_CONTACT_SHEET else ""
-        LOG.info("contact sheet%s: %s", shown, folder.finish(jobs))
+    prompts = prompts or builtin_prompts(config.sampling.num_builtin_prompts)
+    name = args.preset or config.guidance.name
+    folder = ImageFolder(args.folder or Path(config.sampling.output) / name)
+    make_set(config, prompts, is_class_model, folder)
+    process_state().destroy_process_group()
     return 0
 
 
 def merge_flags(config: Config, args: argparse.Namespace) -> Config:
-    """The config with the command's flags in place.
-
-    With a --preset, or another --guidance than the config's, the config's settings of guidance do not
-    apply, nor does its second network where that guidance has no use for it.
+    """The config with the command's flags in place; see `with_settings`.
 
     Raises:
         ValueError: a flag that does not fit; the message names what is allowed.
@@ -200,147 +155,19 @@ def merge_flags(config: Config, args: argparse.Namespace) -> Config:
     given = {key: value for key, value in given.items() if value is not None}
     sampling = {key: given[key] for key in SAMPLING_FLAGS & given.keys()}
     guidance = {key: given[key] for key in GUIDANCE_FLAGS & given.keys()}
-    before: dict[str, Any] = {}
-    if args.preset is not None:
-        preset = PRESETS[args.preset]
-        if args.guidance is not None or args.sg is not None:
-            raise ValueError(
-                f"--preset {args.preset} is guidance {preset.guidance}: leave --guidance and --sg"
-            )
-        name, before = preset.guidance, dict(preset.settings)
-        sampling = {"steps": preset.steps, "solver": "euler"} | sampling
-    else:
-        name = args.guidance or (config.guidance.name if args.sg is None else "sg")
-        if name == config.guidance.name:
-            before = config.guidance.model_dump()
+    if args.preset is not None and (args.guidance is not None or args.sg is not None):
+        raise ValueError(
+            f"--preset {args.preset} is guidance {PRESETS[args.preset].guidance}: leave --guidance "
+            "and --sg"
+        )
+    name = args.guidance or (None if args.sg is None else "sg")
+    if name is not None:
+        guidance["name"] = name
     if args.sg is not None:
-        guidance |= read_sg(args.sg, name, given)
+        guidance |= read_sg(args.sg, name or config.guidance.name, given)
     if args.interval is not None:
         guidance["interval"] = read_interval(args.interval)
-    new_guidance = validated(GuidanceConfig, before | guidance | {"name": name})
-    new_sampling = validated(SamplingConfig, config.sampling.model_dump() | sampling)
-    if new_sampling.aux is not None and not new_guidance.build().uses("aux"):
-        if args.aux is not None or (args.preset is None and name == config.guidance.name):
-            raise ValueError(f"guidance {name} has no use for a second network: leave --aux")
-        new_sampling = new_sampling.model_copy(update={"aux": None})
-    return config.model_copy(update={"sampling": new_sampling, "guidance": new_guidance})
-
-
-def settings_of(config: Config, is_class_model: bool) -> dict[str, str]:
-    """What an image depends on beside its prompt and seed: its metadata."""
-    from t2i.pipeline import checkpoint_hash
-
-    sampling, guidance = config.sampling, config.guidance.build()
-    settings = {
-        "guidance": str(guidance),
-        "checkpoint": checkpoint_hash(Path(sampling.checkpoint)),
-        **encoder_hashes(config, is_class_model),
-        "steps": str(sampling.steps),
-        "solver": sampling.solver,
-        "shift": str(sampling.shift),
-        "routing_draw": sampling.routing_draw,
-        "size": "x".join(map(str, sampling.size)) if sampling.size else "default",
-        "dtype": sampling.dtype,
-    }
-    if sampling.model_scale is not None:
-        settings["model_scale"] = str(sampling.model_scale)
-    if sampling.aux is not None:
-        settings["aux"] = checkpoint_hash(Path(sampling.aux))
-    if "random" in guidance.conditions:
-        settings["random_condition"] = sampling.random_condition
-        if not is_class_model:
-            drawn_from = json.dumps(sampling.random_prompts)
-            settings["random_prompts"] = hashlib.sha256(drawn_from.encode()).hexdigest()[:16]
-    return settings
-
-
-def encoder_hashes(config: Config, is_class_model: bool) -> dict[str, str]:
-    """The hash of each encoder that `load_pipeline` takes: the pipeline's, or the config's."""
-    from t2i.encoders.encoder_hash import encoder_hash
-    from t2i.pipeline import INDEX_NAME, read_index
-
-    checkpoint, vae, text = Path(config.sampling.checkpoint), config.vae, config.text
-    if is_class_model:
-        return {"vae": encoder_hash(vae, Path())}
-    base = Path()
-    if (checkpoint / INDEX_NAME).is_file():
-        index, base = read_index(checkpoint), checkpoint
-        vae = VAEConfig.model_validate(index["vae"])
-        text = TextEncoderConfig.model_validate(index["text_encoder"])
-    return {"vae": encoder_hash(vae, base), "text_encoder": encoder_hash(text, base)}
-
-
-def load_pipeline(
-    config: Config, is_class_model: bool
-) -> TextToImagePipeline | ClassToImagePipeline:
-    """The pipeline folder, or a model's folder with the encoders of the config."""
-    from t2i.class_pipeline import ClassToImagePipeline
-    from t2i.devices import usable_device
-    from t2i.encoders.vae import DTYPES
-    from t2i.pipeline import INDEX_NAME, TextToImagePipeline, load_components, transformer_folder
-
-    sampling = config.sampling
-    device = usable_device(sampling.device)
-    checkpoint, dtype = Path(sampling.checkpoint), DTYPES[sampling.dtype]
-    if is_class_model:
-        folder = transformer_folder(checkpoint)
-        return ClassToImagePipeline.from_pretrained(folder, config.vae, device, dtype, sampling.aux)
-    if (checkpoint / INDEX_NAME).is_file():
-        return TextToImagePipeline.from_pretrained(checkpoint, device, dtype, sampling.aux)
-    return load_components(checkpoint, config.vae, config.text, device, dtype, sampling.aux)
-
-
-def make_images(
-    pipeline: TextToImagePipeline | ClassToImagePipeline,
-    jobs: Sequence[ImageJob],
-    folder: ImageFolder,
-    config: Config,
-) -> None:
-    """Sample the images batch by batch and write each as soon as it is there."""
-    from t2i.pipeline import TextToImagePipeline
-
-    sampling, guidance = config.sampling, config.guidance.build()
-    if isinstance(pipeline, TextToImagePipeline):  # of all prompts before those of a batch
-        pipeline.text_encoder.warn_of_cut(list(dict.fromkeys(job.prompt for job in jobs)))
-    height, width = sampling.size or (None, None)
-    batches = [
-        jobs[start : start + sampling.batch_size]
-        for start in range(0, len(jobs), sampling.batch_size)
-    ]
-    with progress("sample", total=len(batches) * sampling.steps, unit="steps") as bar:
-
-        def on_step_end(*_: Any) -> dict[str, Any]:
-            bar.update()
-            return {}
-
-        settings: dict[str, Any] = {
-            "num_inference_steps": sampling.steps,
-            "guidance": guidance,
-            "height": height,
-            "width": width,
-            "callback_on_step_end": on_step_end,
-            "solver": sampling.solver,
-            "shift": sampling.shift,
-            "routing_draw": sampling.routing_draw,
-            "model_scale": sampling.model_scale,
-            "random_condition": sampling.random_condition,
-        }
-        done = 0
-        for batch in batches:
-            seeds = [job.seed for job in batch]
-            if isinstance(pipeline, TextToImagePipeline):
-                output = pipeline(
-                    [job.prompt for job in batch],
-                    seeds=seeds,
-                    random_prompts=sampling.random_prompts,
-                    **settings,
-                )
-            else:
-                output = pipeline([int(job.prompt) for job in batch], seeds=seeds, **settings)
-            for job, image in zip(batch, output.images, strict=True):
-                folder.write(job, image)
-            done += len(batch)
-            bar.update(0, {"images": done})
+    return with_settings(config, args.preset, guidance, sampling)
 
 
 if __name__ == "__main__":

@@ -48,6 +48,8 @@ LAYERS = (
     ("t2i.sample", "t2i.evaluate", "t2i.side_by_side", "t2i.benchmark", "t2i.export"),
     ("t2i.benchmarks.inference", "t2i.benchmarks.training"),
     ("t2i.benchmarks",),
+    ("t2i.evaluation.commands",),
+    ("t2i.evaluation.runs", "t2i.evaluation.sweeps"),
     ("t2i.evaluation.registry",),
     ("t2i.evaluation.metrics",),
     ("t2i.evaluation", "t2i.training.trainer", "t2i.training.plot", "t2i.training.trained"),
@@ -67,6 +69,7 @@ LAYERS = (
         "t2i.training.monitoring",
     ),
     ("t2i.training",),
+    ("t2i.generation",),
     ("t2i.pipeline", "t2i.class_pipeline"),
     ("t2i.image_pipeline",),
     ("t2i.sampling",),
@@ -76,7 +79,7 @@ LAYERS = (
     ("t2i.batch",),
     ("t2i.flow", "t2i.shapes"),
     ("t2i.rng",),
-    ("t2i.console", "t2i.hardware", "t2i.devices"),
+    ("t2i.console", "t2i.hardware", "t2i.devices", "t2i.environment"),
     ("t2i.config",),
 )
 NEVER_EACH_OTHER = (("t2i.evaluation", "t2i.training"),)

@@ -18,8 +18,8 @@ from launch.config import stage_section
 from launch.samples import check_samples
 from launch.train_t2i import Config as TrainingRun
 from t2i.config import flatten, load_config, section, section_names
+from t2i.generation import Config as SampleRun
 from t2i.guidance.guidance_config import GuidanceConfig
-from t2i.sample import Config as SampleRun
 from t2i.sample import build_parser, merge_flags
 from t2i.sampling.presets import PRESETS
 from t2i.sampling.sampling_config import RANDOM_PROMPTS, SamplingConfig

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -15,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from t2i.benchmarks.benchmark_config import BenchmarkConfig
-from t2i.config import REPO_FOLDER
 from t2i.console import progress
 from t2i.hardware import known_peak_tflops
 
@@ -142,26 +139,6 @@ def peak_resident_gb() -> float:
     lines = Path("/proc/self/status").read_text().splitlines()
     kib = next(line.split()[1] for line in lines if line.startswith("VmHWM:"))
     return int(kib) * 1024 / 1e9
-
-
-def environment(settings: BenchmarkConfig) -> dict[str, Any]:
-    """Device, versions, commit."""
-    import torch
-
-    device = platform.processor() or platform.machine()
-    if settings.device.startswith("cuda"):
-        device = torch.cuda.get_device_name(settings.device)
-    else:
-        device += f", {torch.get_num_threads()} threads"
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=REPO_FOLDER, capture_output=True, text=True
-    ).stdout.strip()
-    return {
-        "device": device,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "commit": commit or "unknown",
-    }
 
 
 def write(rows: Sequence[Row], result: Mapping[str, Any], settings: BenchmarkConfig) -> Path:

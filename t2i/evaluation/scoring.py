@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from accelerate import PartialState
 from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from t2i.console import get_logger, progress
-from t2i.devices import usable_device
+from t2i.devices import process_state, usable_device
 from t2i.evaluation.picture_sets import PictureSet, Policy, read_batches
 
 if TYPE_CHECKING:
@@ -94,7 +93,7 @@ def rows_of(
             logger.info("%s: rows of %s are remembered (%s)", label, pictures.path, remembered)
             return load_file(remembered)
     rows = _gathered(_own_rows(scorer, pictures, context, label))
-    if remembered is not None and PartialState().is_main_process:
+    if remembered is not None and process_state().is_main_process:
         remembered.parent.mkdir(parents=True, exist_ok=True)
         temporary = remembered.with_suffix(".tmp")
         save_file(rows, temporary)
@@ -117,7 +116,7 @@ def _own_rows(
     scorer: Scorer, pictures: PictureSet, context: Context, label: str
 ) -> dict[str, Tensor]:
     """Rows of this process's pictures: every n-th of n processes."""
-    state = PartialState()
+    state = process_state()
     own = range(state.process_index, pictures.num, state.num_processes)
     batches: list[Mapping[str, Tensor]] = []
     with torch.inference_mode(), progress(label, total=len(own), unit="pictures") as bar:
@@ -137,7 +136,7 @@ def _own_rows(
 
 def _gathered(own: dict[str, Tensor]) -> dict[str, Tensor]:
     """Rows of all processes in the order of the set."""
-    if PartialState().num_processes == 1:
+    if process_state().num_processes == 1:
         return own
     parts = [part for part in gather_object([own]) if part]
     rows = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

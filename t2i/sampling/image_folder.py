@@ -89,7 +89,7 @@ class ImageFolder:
     def finish(self, jobs: Sequence[ImageJob]) -> Path:
         """List the images, now that all are there, and show the first in one picture; its path.
 
-        Of several processes that see all images the first does it; a later call has nothing to do.
+        A later call has nothing to do.
         """
         path, sheet = self.path / IMAGE_LIST, self.path / CONTACT_SHEET
         if self._lists(jobs) and read_metadata(sheet) is not None:

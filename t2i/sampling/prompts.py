@@ -14,11 +14,20 @@ BUILTIN_PROMPTS = ASSETS_FOLDER / "nano" / "prompts.txt"
 
 
 def read_classes(text: str) -> list[str]:
-    """ "207,360" -> the classes as they stand in metadata, in place of prompts."""
-    classes = text.split(",")
-    if not all(part.isascii() and part.isdecimal() for part in classes):
-        raise ValueError(f"--classes {text}: expected numbers of classes such as 207,360")
-    return [str(int(part)) for part in classes]
+    """ "207,360" or "0-999" -> the classes as they stand in metadata, in place of prompts."""
+    classes: list[str] = []
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        if not all(
+            end.isascii() and end.isdecimal() for end in ([first, last] if dash else [first])
+        ):
+            raise ValueError(
+                f"--classes {text}: expected numbers of classes such as 207,360 or 0-999"
+            )
+        classes += map(str, range(int(first), int(last if dash else first) + 1))
+    if not classes:
+        raise ValueError(f"--classes {text}: no class lies in it")
+    return classes
 
 
 def read_prompts(prompts: Sequence[str], path: Path | None) -> list[str]:

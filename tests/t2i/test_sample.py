@@ -21,12 +21,13 @@ from t2i.encoders import text
 from t2i.encoders.encoder_hash import encoder_hash
 from t2i.encoders.text_config import TextEncoderConfig
 from t2i.encoders.vae_config import VAEConfig
+from t2i.generation import Config as SampleConfig
+from t2i.generation import settings_of
 from t2i.models.sit import SiT
 from t2i.models.sit_config import SiTConfig
 from t2i.models.storage import save_transformer
 from t2i.pipeline import checkpoint_hash
-from t2i.sample import Config as SampleConfig
-from t2i.sample import build_parser, main, merge_flags, settings_of
+from t2i.sample import build_parser, main, merge_flags
 from t2i.sampling.prompts import builtin_prompts
 
 Run = Callable[..., int]
@@ -149,22 +150,6 @@ def test_the_batch_size_does_not_change_a_picture(run: Run, tmp_path: Path, batc
         with Image.open(one) as first, Image.open(other) as second:
             pairs = zip(first.tobytes(), second.tobytes(), strict=True)
             assert max(abs(a - b) for a, b in pairs) <= 1
-
-
-def test_processes_share_the_images(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert run("--output", str(tmp_path / "one")) == 0
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    two = tmp_path / "two"
-    for rank, count in (("1", 1), ("0", 3)):
-        monkeypatch.setenv("RANK", rank)
-        assert run("--output", str(two)) == 0
-        assert len(pictures(two)) == count
-        assert (two / "contact_sheet.png").exists() == (count == 3)
-    assert [path.name for path in pictures(two)] == [
-        path.name for path in pictures(tmp_path / "one")
-    ]
 
 
 @pytest.mark.slow
