@@ -9,7 +9,6 @@ loss curves, sample grids side by side, scores and timings. The page holds its p
 from __future__ import annotations
 
 import argparse
-import base64
 import io
 import json
 from collections import Counter
@@ -22,10 +21,9 @@ from pydantic import Field
 
 from t2i.config import Section, add_config_arguments, config_from_args, section
 from t2i.console import get_logger, run_command
+from t2i.html import data_uri, image_uri, render_page
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from t2i.evaluation.metric import Score
 
 LOG = get_logger("report")
@@ -77,6 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     accuracy, num_captioned_objects = caption_accuracy(config)
     page = render_page(
+        TEMPLATE,
         title=config.title,
         funnel=funnel_rows(config),
         caption_examples=caption_examples(config),
@@ -93,16 +92,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     output.write_text(page)
     LOG.info("wrote %s", output)
     return 0
-
-
-def render_page(**parts: Any) -> str:
-    """The page of `TEMPLATE`; all text in it is escaped, and a part that is missing is an error."""
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.from_string(TEMPLATE.read_text()).render(parts)
 
 
 def funnel_rows(config: ReportConfig) -> list[list[Any]]:
@@ -264,19 +253,6 @@ def timings(folder: Path) -> list[dict[str, Any]]:
 
 def modified(path: Path) -> float:
     return path.stat().st_mtime
-
-
-def image_uri(image: Image) -> str:
-    """A picture as the data URI of a PNG."""
-    buffer = io.BytesIO()
-    image.save(buffer, format="png")
-    return data_uri(buffer.getvalue(), "png")
-
-
-def data_uri(data: bytes, extension: str) -> str:
-    """An image file as a URI that holds its bytes."""
-    media_type = {"jpg": "jpeg"}.get(extension, extension)
-    return f"data:image/{media_type};base64,{base64.b64encode(data).decode()}"
 
 
 if __name__ == "__main__":

@@ -12,8 +12,6 @@ reasons of failures, shows images spread evenly over the shards, then some that 
 from __future__ import annotations
 
 import argparse
-import base64
-import html
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,21 +26,13 @@ from recaption.granularity import CaptionError
 from recaption.job import RecaptionConfig, image_bytes
 from t2i.config import Section, add_config_arguments, config_from_args, describe_config, section
 from t2i.console import get_logger, run_command
+from t2i.html import data_uri, render_page
 
 LOG = get_logger("gallery")
 THUMBNAIL_SIDE = 224
 THUMBNAIL_QUALITY = 85
 
-STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 62rem; color: #222; }
-table.counts td { padding: .1rem 1.2rem .1rem 0; }
-article { display: flex; gap: 1.2rem; padding: 1rem 0; border-top: 1px solid #ddd; }
-article > div:first-child { flex: 0 0 224px; }
-img { max-width: 224px; border-radius: 4px; }
-dt, .key { color: #777; font-size: 12px; }
-dd { margin: 0 0 .5rem 0; overflow-wrap: anywhere; }
-.failed dd { color: #a33; }
-"""
+TEMPLATE = Path(__file__).with_name("gallery.html.jinja")
 
 
 class Config(Section):
@@ -54,10 +44,10 @@ class Config(Section):
 
 @dataclass(frozen=True)
 class Card:
-    """One image of the page: its key, the encoded picture, and name -> text beside it."""
+    """One image of the page: its key, the picture as a URI, and name -> text beside it."""
 
     key: str
-    picture: bytes | None
+    picture: str | None
     texts: dict[str, str]
     failed: bool
 
@@ -105,7 +95,15 @@ def make_page(captions: StepOutput, images: StepOutput, num: int, num_failed: in
         shards_left = len(shard_ids) - position
         good += good_cards(captions, images, shard_id, -((len(good) - num) // shards_left))
         bad += failed_cards(captions, images, shard_id, num_failed - len(bad))
-    return render_page(captions.url, captions.funnel(), good, bad)
+    funnel = captions.funnel()
+    return render_page(
+        TEMPLATE,
+        url=captions.url,
+        num_shards=funnel.num_shards,
+        counts=counts_of(funnel),
+        good=good,
+        bad=bad,
+    )
 
 
 def good_cards(captions: StepOutput, images: StepOutput, shard_id: str, num: int) -> list[Card]:
@@ -139,12 +137,10 @@ def texts_of(sample: Sample) -> dict[str, str]:
     return dict(zip(content["levels"], content["captions"], strict=True))
 
 
-def read_pictures(
-    images: StepOutput, shard_id: str, keys: Sequence[str]
-) -> dict[str, bytes | None]:
-    """Key -> thumbnail as JPEG, None where the picture cannot be decoded or is not there."""
+def read_pictures(images: StepOutput, shard_id: str, keys: Sequence[str]) -> dict[str, str | None]:
+    """Key -> thumbnail as a URI, None where the picture cannot be decoded or is not there."""
     wanted = set(keys)
-    pictures: dict[str, bytes | None] = dict.fromkeys(keys)
+    pictures: dict[str, str | None] = dict.fromkeys(keys)
     if wanted:
         for sample in images.read(shard_id):
             if sample.key in wanted:
@@ -152,50 +148,25 @@ def read_pictures(
     return pictures
 
 
-def thumbnail(sample: Sample) -> bytes | None:
-    """A small JPEG of an images sample, None when it cannot be decoded."""
+def thumbnail(sample: Sample) -> str | None:
+    """A small JPEG of an images sample as a URI, None when it cannot be decoded."""
     try:
         image = decode_image(image_bytes(sample), ImageConfig(min_side=1))
     except (ImageError, CaptionError):
         return None
     image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
-    return encode_image(image, "jpg", THUMBNAIL_QUALITY)
+    return data_uri(encode_image(image, "jpg", THUMBNAIL_QUALITY), "jpg")
 
 
-def render_page(url: str, funnel: Funnel, good: Sequence[Card], bad: Sequence[Card]) -> str:
-    """The page; every text in it is escaped."""
-    counts = {"images": funnel.num_in, "captioned": funnel.num_ok, "failed": funnel.num_failed}
+def counts_of(funnel: Funnel) -> list[tuple[str, int]]:
+    """What the page begins with: sums, then reasons, the most frequent first."""
     reasons = sorted(funnel.reasons.items(), key=lambda item: (-item[1], item[0]))
-    rows = [
-        *counts.items(),
+    return [
+        ("images", funnel.num_in),
+        ("captioned", funnel.num_ok),
+        ("failed", funnel.num_failed),
         *((f"{status}: {reason}", number) for (status, reason), number in reasons),
     ]
-    table = "".join(f"<tr><td>{html.escape(name)}</td><td>{n}</td></tr>" for name, n in rows)
-    parts = [
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>Captions</title><style>{STYLE}",
-        f"</style><h1>Captions</h1><p>{html.escape(url)}, {funnel.num_shards} shards</p>",
-        f"<table class=counts>{table}</table>",
-        *(render_card(card) for card in good),
-        "<h2>Failed</h2>" if bad else "",
-        *(render_card(card) for card in bad),
-        "</html>",
-    ]
-    return "\n".join(parts)
-
-
-def render_card(card: Card) -> str:
-    """One image and its texts."""
-    picture = "no picture"
-    if card.picture is not None:
-        data = base64.b64encode(card.picture).decode()
-        picture = f'<img src="data:image/jpeg;base64,{data}" alt="">'
-    texts = "".join(
-        f"<dt>{html.escape(name.replace('_', ' '))}</dt><dd>{html.escape(text)}</dd>"
-        for name, text in card.texts.items()
-    )
-    kind = ' class="failed"' if card.failed else ""
-    key = f"<div class=key>{html.escape(card.key)}</div>"
-    return f"<article{kind}><div>{picture}{key}</div><dl>{texts}</dl></article>"
 
 
 if __name__ == "__main__":

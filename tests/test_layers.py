@@ -49,7 +49,7 @@ LAYERS = (
     ("t2i.benchmarks.inference", "t2i.benchmarks.training"),
     ("t2i.benchmarks",),
     ("t2i.evaluation.commands",),
-    ("t2i.evaluation.runs", "t2i.evaluation.sweeps"),
+    ("t2i.evaluation.runs", "t2i.evaluation.report"),
     ("t2i.evaluation.registry",),
     ("t2i.evaluation.metrics",),
     ("t2i.evaluation", "t2i.training.trainer", "t2i.training.plot", "t2i.training.trained"),
@@ -79,7 +79,7 @@ LAYERS = (
     ("t2i.batch",),
     ("t2i.flow", "t2i.shapes"),
     ("t2i.rng",),
-    ("t2i.console", "t2i.hardware", "t2i.devices", "t2i.environment"),
+    ("t2i.console", "t2i.hardware", "t2i.devices", "t2i.environment", "t2i.html"),
     ("t2i.config",),
 )
 NEVER_EACH_OTHER = (("t2i.evaluation", "t2i.training"),)

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from launch.report import (
+    TEMPLATE,
     SampledModel,
     loss_curves,
-    render_page,
     sample_models,
     score_rows,
     smoothed,
@@ -22,6 +22,7 @@ from launch.report import (
 from t2i.evaluation.metric import Score, Scores
 from t2i.evaluation.score_files import score_file, write_scores
 from t2i.evaluation.shapes_eval import SCORES
+from t2i.html import render_page
 from t2i.sampling.image_folder import ImageFolder, plan_images
 from t2i.sampling.prompts import builtin_prompts
 from t2i.shapes import detect, parse_caption
@@ -80,6 +81,7 @@ def test_scores_end_with_each_ceiling_once(tmp_path: Path) -> None:
 def test_the_page_shows_and_escapes_its_parts(tmp_path: Path) -> None:
     scores = {name: a_score(None if name == "size" else 0.0) for name in SCORES}
     page = render_page(
+        TEMPLATE,
         title="<script>",
         funnel=[["download", 5, 4, 0, 1, "dead: <1>"]],
         caption_examples=[("data:image/png;base64,AAAA", ["a <b>", "c"])],

@@ -71,13 +71,17 @@ class ShapesScorer:
 
     def score(self, rows: Mapping[str, Tensor], prompts: Sequence[str] | None) -> Scores:
         assert prompts is not None
+        from t2i.evaluation.shapes_eval import COUNTS
+
         scores = shape_scores(rows["counts"], prompts)
+        is_scene = rows["counts"][:, COUNTS.index("scene")].double().tolist()
+        per_picture = {"scene": is_scene}
         if not self.settings.ceiling:
-            return Scores(scores)
+            return Scores(scores, per_picture)
         distinct = tuple(dict.fromkeys(prompts))
         if distinct not in self.truths:
             self.truths[distinct] = self._score_truth(distinct, int(rows["width"][0]))
-        return Scores(scores, truth=self.truths[distinct])
+        return Scores(scores, per_picture, truth=self.truths[distinct])
 
     def _score_truth(self, prompts: tuple[str, ...], size: int) -> dict[str, list[Score]]:
         """The scores of the true pictures of the prompts, each drawn once."""
