@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from t2i.config import Section, add_config_arguments, config_from_args, section
 from t2i.console import run_command
-from t2i.evaluation.commands import report, run, sweep
+from t2i.evaluation.commands import benchmark, report, run, sweep
 from t2i.evaluation.evaluation_config import EvaluationConfig, ReadingConfig
 from t2i.evaluation.metric import Metric, Scores, Weights
 from t2i.evaluation.registry import all_metrics
@@ -30,7 +30,7 @@ from t2i.evaluation.settings_flags import add_settings_flags, read_settings
 if TYPE_CHECKING:
     from t2i.evaluation.picture_sets import PictureSet
 
-COMMANDS = (run, sweep, report)
+COMMANDS = (run, sweep, report, benchmark)
 
 
 class Config(Section):

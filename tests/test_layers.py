@@ -49,7 +49,7 @@ LAYERS = (
     ("t2i.benchmarks.inference", "t2i.benchmarks.training"),
     ("t2i.benchmarks",),
     ("t2i.evaluation.commands",),
-    ("t2i.evaluation.runs", "t2i.evaluation.report"),
+    ("t2i.evaluation.runs", "t2i.evaluation.report", "t2i.evaluation.benchmark"),
     ("t2i.evaluation.registry",),
     ("t2i.evaluation.metrics",),
     ("t2i.evaluation", "t2i.training.trainer", "t2i.training.plot", "t2i.training.trained"),

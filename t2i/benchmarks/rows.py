@@ -14,9 +14,8 @@ from typing import Any
 
 from t2i.benchmarks.benchmark_config import BenchmarkConfig
 from t2i.console import progress
+from t2i.environment import peak_resident_gb, reset_peak_resident
 from t2i.hardware import known_peak_tflops
-
-CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True)
@@ -117,28 +116,6 @@ def peak_tflops(settings: BenchmarkConfig, in_bf16: bool) -> float | None:
     import torch
 
     return known_peak_tflops(torch.cuda.get_device_name(settings.device))
-
-
-def reset_peak_resident() -> bool:
-    """Let Linux count this process's peak of resident memory from here; False = it cannot.
-
-    Writing 5 to /proc/PID/clear_refs resets VmHWM (proc_pid_clear_refs(5)).
-    """
-    try:
-        CLEAR_REFS.write_text("5")
-    except OSError:
-        return False
-    return True
-
-
-def peak_resident_gb() -> float:
-    """This process's peak of resident memory since `reset_peak_resident`.
-
-    Weights, libraries and what the allocator keeps of earlier rows (small blocks) are in it.
-    """
-    lines = Path("/proc/self/status").read_text().splitlines()
-    kib = next(line.split()[1] for line in lines if line.startswith("VmHWM:"))
-    return int(kib) * 1024 / 1e9
 
 
 def write(rows: Sequence[Row], result: Mapping[str, Any], settings: BenchmarkConfig) -> Path:

@@ -132,6 +132,7 @@ class Metric:
         prepare: settings and context -> scorer. Raises ValueError or FileNotFoundError where
             weights or references are missing; the message says what to get, and where.
         needs_prompts: whether pictures without prompts are refused.
+        main_score: the one that pictures of sweeps show; None = the first.
     """
 
     name: str
@@ -140,3 +141,4 @@ class Metric:
     settings: type[Section]
     prepare: Callable[[Any, Context], Scorer]
     needs_prompts: bool = False
+    main_score: str | None = None

@@ -14,3 +14,8 @@ def all_metrics() -> dict[str, Metric]:
     modules = sorted(module.name for module in pkgutil.iter_modules(metrics.__path__))
     found = [importlib.import_module(f"{metrics.__name__}.{name}").METRIC for name in modules]
     return {metric.name: metric for metric in found}
+
+
+def main_scores() -> dict[str, str]:
+    """Metric -> the score that stands for it, where that is not its first."""
+    return {name: metric.main_score for name, metric in all_metrics().items() if metric.main_score}

@@ -11,6 +11,7 @@ from typing import Any
 from t2i import rng
 from t2i.evaluation.intervals import paired_interval
 from t2i.evaluation.picture_sets import PictureSet, open_set
+from t2i.evaluation.registry import main_scores
 from t2i.evaluation.results import score_of
 from t2i.evaluation.score_files import format_score, read_scores, score_file
 from t2i.evaluation.sweeps import SETTINGS, draw_sweep, pick_score
@@ -177,14 +178,16 @@ def made(rows: Rows) -> list[dict[str, str]]:
 
 
 def plots(rows: Rows) -> list[tuple[str, str]]:
-    """The pictures of a sweep, where more than two settings were tried; of each metric's first score."""
+    """The pictures of a sweep, where more than two settings were tried; of each metric's main score."""
     if len({tuple(row.get(name) for name in SETTINGS) for row in rows}) < 3:
         return []
     found = []
     with TemporaryDirectory() as folder:
         for metric in dict.fromkeys(row["metric"] for row in rows):
             own = [row for row in rows if row["metric"] == metric and row["better"]]
-            for path in draw_sweep(pick_score(own, None), Path(folder)) if own else []:
+            for path in (
+                draw_sweep(pick_score(own, None, main_scores()), Path(folder)) if own else []
+            ):
                 found.append((f"{metric}: {path.stem}", data_uri(path.read_bytes(), "png")))
     return found
 

@@ -15,17 +15,20 @@ HEAT_AXES = ("gamma_weak", "gamma_strong")
 COSTS = {"flops_per_image": "GFLOPs per image", "seconds_per_image": "seconds per image"}
 
 
-def pick_score(rows: Rows, name: str | None) -> list[Mapping[str, Any]]:
+def pick_score(
+    rows: Rows, name: str | None, of_metric: Mapping[str, str]
+) -> list[Mapping[str, Any]]:
     """The rows of one score that have a value.
 
     Args:
-        name: None = the first in the table.
+        name: None = the first metric's main score.
+        of_metric: metric -> its main score, where that is not its first.
 
     Raises:
-        ValueError: there is no such score, or it has no direction.
+        ValueError: there is no such score, or nothing is better or worse by it.
     """
     names = list(dict.fromkeys(row["score_name"] for row in rows))
-    chosen = name or names[0]
+    chosen = name or of_metric.get(rows[0]["metric"], names[0])
     if chosen not in names:
         raise ValueError(f"--score {chosen}: no such score; there are {', '.join(names)}")
     picked = [row for row in rows if row["score_name"] == chosen and row["value"] is not None]

@@ -40,7 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, text in AXES.items():
         axes.add_argument(f"--{name.replace('_', '-')}", metavar="A,B,...", help=text)
     parser.add_argument(
-        "--score", metavar="NAME", help="what the pictures show (default: the first score)"
+        "--score",
+        metavar="NAME",
+        help="what the pictures show (default: the first metric's main score)",
     )
     add_config_arguments(parser)
 
@@ -58,11 +60,12 @@ def main(args: argparse.Namespace) -> int:
     evaluation = config.evaluation.model_copy(update={"methods": methods, "output": output})
 
     from t2i.devices import process_state
+    from t2i.evaluation.registry import main_scores
     from t2i.evaluation.sweeps import best_by_budget, draw_sweep, pick_score
 
     rows = run_methods(config, evaluation)
     if process_state().is_main_process:
-        chosen = pick_score(rows, args.score)
+        chosen = pick_score(rows, args.score, main_scores())
         for path in draw_sweep(chosen, Path(output)):
             print(path)
         print(best_by_budget(chosen))

@@ -154,4 +154,5 @@ METRIC = Metric(
     GenevalSettings,
     GenevalScorer,
     needs_prompts=True,
+    main_score="overall",
 )

@@ -134,4 +134,5 @@ METRIC = Metric(
     settings=ShapesSettings,
     prepare=ShapesScorer,
     needs_prompts=True,
+    main_score="scene",
 )

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from t2i import environment
 from t2i.benchmark import Config, main
 from t2i.benchmarks import rows
 from t2i.benchmarks.benchmark_config import BenchmarkConfig
@@ -105,7 +106,7 @@ def test_a_row_has_its_own_peak_of_memory() -> None:
 
 
 def test_the_cell_is_empty_where_the_peak_cannot_be_reset(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rows, "CLEAR_REFS", Path("/proc/none/clear_refs"))
+    monkeypatch.setattr(environment, "CLEAR_REFS", Path("/proc/none/clear_refs"))
     row = measure([Case("one", lambda: None, 1, 1)], BenchmarkConfig(warmup=0), "sample")[0]
     assert row.memory_gb is None
     result = dict.fromkeys(("what", "batch", "device", "torch", "commit"), "")
