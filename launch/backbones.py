@@ -215,10 +215,17 @@ def _guidance_problems(
         check_scale_input(config, sections.chosen_model.scale_input)
     except ValueError as error:
         problems.append(f"{key}: {error}")
-    if isinstance(config.scale, AutoScale) and sections.launch.validation_samples == 0:
+    follow = config.scale.follow if isinstance(config.scale, AutoScale) else None
+    if follow == "validation_loss" and sections.launch.validation_samples == 0:
         problems.append(
             f"{key}.scale: an automatic scale follows the validation loss; set "
-            "launch.train.validation_samples (and data_pipeline.loader.held_out) above 0"
+            "launch.train.validation_samples (and data_pipeline.loader.held_out) above 0, or follow: "
+            "samples"
+        )
+    if follow == "samples" and sections.launch.samples_metric is None:
+        problems.append(
+            f"{key}.scale: it follows samples; set launch.train.samples_metric, such as "
+            "{name: shapes}, and t2i.training.sample_every above 0"
         )
     problems += _reference_problems(config, sections)
     if config.num_references == 0 and loader.caption_dropout == 0:

@@ -84,6 +84,10 @@ class LaunchConfig(Section):
     # `validation_steps` steps of Euler's method.
     validation_guidance: Annotated[tuple[str, ...], Field(min_length=1)] = ("none", "cfg", "sg")
     validation_steps: int = Field(default=50, ge=1)
+    # A metric of `t2i.evaluate` by its name, with its settings, such as {name: shapes} or
+    # {name: fdd, reference: FOLDER}: measured on the samples of the first method, and followed by a
+    # scale of model-guidance that is automatic and follows samples. null = none.
+    samples_metric: dict[str, Any] | None = None
 
     # Free space that a run needs to start; null = that of t2i.training.keep_checkpoints + 1
     # checkpoints, less those that are there. With less it fails, or only says so.

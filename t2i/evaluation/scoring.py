@@ -19,6 +19,7 @@ from torch import Tensor
 
 from t2i.console import get_logger, progress
 from t2i.devices import process_state, usable_device
+from t2i.encoders.weights_hash import file_hash
 from t2i.evaluation.picture_sets import PictureSet, Policy, read_batches
 
 if TYPE_CHECKING:
@@ -106,10 +107,16 @@ def rows_key(rows_name: str, weights: Sequence[Weights], pictures: PictureSet, p
     digest = hashlib.sha256(repr((rows_name, policy, pictures.prompts)).encode())
     for one in weights:
         digest.update(one.hash.encode())
-    for file in pictures.files or (pictures.path,):
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    digest.update(pictures_hash(pictures).encode())
     return digest.hexdigest()[:16]
+
+
+def pictures_hash(pictures: PictureSet) -> str:
+    """SHA-256 of the files' bytes, in their order."""
+    digest = hashlib.sha256()
+    for file in pictures.files or (pictures.path,):
+        digest.update(file_hash(file).encode())
+    return digest.hexdigest()
 
 
 def _own_rows(

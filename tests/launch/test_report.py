@@ -22,10 +22,11 @@ from launch.report import (
 from t2i.evaluation.metric import Score, Scores
 from t2i.evaluation.score_files import score_file, write_scores
 from t2i.evaluation.shapes_eval import SCORES
-from t2i.html import render_page
+from t2i.html import image_uri, render_page
 from t2i.sampling.image_folder import ImageFolder, plan_images
 from t2i.sampling.prompts import builtin_prompts
 from t2i.shapes import detect, parse_caption
+from tests.chromium import WIDTH, look_at
 
 
 def test_smoothing_halves_a_jump_in_its_half_life() -> None:
@@ -78,21 +79,26 @@ def test_scores_end_with_each_ceiling_once(tmp_path: Path) -> None:
     assert [row["color"].value for _, row in rows] == [0.25] * 4 + [1.0]
 
 
-def test_the_page_shows_and_escapes_its_parts(tmp_path: Path) -> None:
+def make_page(picture: str) -> str:
     scores = {name: a_score(None if name == "size" else 0.0) for name in SCORES}
-    page = render_page(
+    prompts = [("a <circle> " * 20, [picture] * 4)]
+    return render_page(
         TEMPLATE,
         title="<script>",
         funnel=[["download", 5, 4, 0, 1, "dead: <1>"]],
-        caption_examples=[("data:image/png;base64,AAAA", ["a <b>", "c"])],
+        caption_examples=[(picture, ["a <b> " * 20, "c"])],
         caption_accuracy=[["detailed", "97.0 %"]],
         num_captioned_objects=12,
-        loss_curves="data:image/png;base64,BBBB",
-        models=[SampledModel("demo", "rough & ready", ["truth"], [("a <circle>", ["data:CCCC"])])],
+        loss_curves=picture,
+        models=[SampledModel("demo", "rough & ready", ["truth", "a", "b", "c"], prompts)],
         score_names=SCORES,
         scores=[("demo, none", scores)],
         timings=[{"step": name, "seconds": 1.25, "command": "run <x>"} for name in "ab"],
     )
+
+
+def test_the_page_shows_and_escapes_its_parts() -> None:
+    page = make_page("data:image/png;base64,AAAA")
     assert "<script>" not in page
     for part in (
         "&lt;script&gt;",
@@ -102,10 +108,18 @@ def test_the_page_shows_and_escapes_its_parts(tmp_path: Path) -> None:
         "rough &amp; ready",
     ):
         assert part in page
-    for part in ("a &lt;circle&gt;", "BBBB", "data:CCCC", "color at place", "<td>2.5</td>"):
+    for part in ("a &lt;circle&gt;", "color at place", "<td>2.5</td>"):
         assert part in page
+    assert page.count("data:image/png;base64,AAAA") == 1 + 1 + 4
     assert re.search(r"<td>0\.0\s*<small>0-79</small></td>", page)  # colour, of one object
     assert "<td>-</td>" in page  # size, of no object
+
+
+@pytest.mark.slow
+def test_a_phone_shows_the_page(tmp_path: Path) -> None:
+    seen = look_at(make_page(image_uri(Image.new("RGB", (1000, 600), "red"))), tmp_path)
+    assert (seen.errors, seen.images, seen.broken) == ([], 6, 0)
+    assert seen.width <= WIDTH
 
 
 def test_loss_curves_are_drawn_from_the_metrics(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from launch.backbones import build_text_encoder
 from launch.samples import build_samples, check_samples, check_swaps, prompts_of
 from launch.train_t2i import Config
 from t2i.config import ConfigError, load_config
+from t2i.evaluation.shapes_ceiling import rendered
+from t2i.sampling.prompts import builtin_prompts
 
 REPO = Path(__file__).resolve().parents[2]
 ON = "t2i.training.sample_every=10"
@@ -38,6 +40,56 @@ def test_what_cannot_be_sampled_is_one_line(overrides: tuple[str, ...], message:
         check_samples(config, config.training)
     off = config.training.model_copy(update={"sample_every": 0})
     check_samples(config, off)
+
+
+METRIC = "launch.train.samples_metric"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ((f"{METRIC}.name=shapes",), "set t2i.training.sample_every above 0"),
+        ((ON, f"{METRIC}.name=beauty"), "name is 'beauty'; known metrics: adm, aesthetic"),
+        ((ON, f"{METRIC}={{name: shapes, ceilings: 1}}"), "--ceilings Extra inputs"),
+        (
+            (ON, *SIT, "launch.train.validation_prompts=[1]", f"{METRIC}.name=shapes"),
+            "shapes needs prompts, and sit has classes",
+        ),
+    ],
+)
+def test_a_metric_that_cannot_be_measured_is_refused(
+    overrides: tuple[str, ...], message: str
+) -> None:
+    config = load(*overrides)
+    with pytest.raises(ConfigError, match=message):
+        check_samples(config, config.training)
+
+
+def test_samples_are_measured_by_the_main_score_and_more_is_better(tmp_path: Path) -> None:
+    prompts = builtin_prompts(4)
+    (tmp_path / "prompts.txt").write_text("\n".join(prompts))
+    truth = list(rendered(prompts, 128))
+    wrong = [truth[1], truth[0], *truth[2:]]
+    reference = tmp_path / "reference"
+    reference.mkdir()
+    for number, image in enumerate(truth):
+        image.save(reference / f"{number}.png")
+    cases = {
+        "{name: shapes}": (1.0, 0.5),
+        f"{{name: fdd, random_weights: 0, draws: 0, reference: {reference}}}": (0.0, None),
+    }
+    for metric, (of_truth, of_wrong) in cases.items():
+        config = load(
+            ON, f"launch.train.validation_prompts={tmp_path / 'prompts.txt'}", f"{METRIC}={metric}"
+        )
+        stage = config.launch.stage(1)
+        samples = build_samples(config.launch, stage, config.training, config.vae, 2, None)
+        assert samples is not None
+        assert samples.quality is not None
+        assert samples.quality(truth) == pytest.approx(of_truth, abs=1e-6)
+        if of_wrong is not None:
+            assert samples.quality(wrong) == of_wrong
+        assert samples.quality([truth[0]] * 4) < of_truth
 
 
 @pytest.mark.parametrize("path", ["nano", "tr_dit_2b5", "imagenet_sit_xl2_tread"])

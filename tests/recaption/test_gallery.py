@@ -12,6 +12,7 @@ from data_pipeline.manifest import StepOutput
 from data_pipeline.shards import Sample
 from recaption.gallery import main, spread
 from recaption.granularity import LEVELS
+from tests.chromium import WIDTH, look_at
 
 ATTACK = "<script>alert(1)</script>"
 
@@ -43,6 +44,14 @@ def make(images: StepOutput, captions: StepOutput, tmp_path: Path, *options: str
     arguments = ["--images", images.url, "--captions", captions.url, "--output", str(page)]
     assert main([*arguments, *options]) == 0
     return page.read_text()
+
+
+@pytest.mark.slow
+def test_a_phone_shows_the_page(images: StepOutput, captions: StepOutput, tmp_path: Path) -> None:
+    (tmp_path / "looking").mkdir()
+    seen = look_at(make(images, captions, tmp_path), tmp_path / "looking")
+    assert (seen.errors, seen.images, seen.broken) == ([], 5, 0)
+    assert seen.width <= WIDTH
 
 
 def test_the_page_shows_pictures_captions_counts_and_reasons(

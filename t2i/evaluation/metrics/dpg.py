@@ -40,13 +40,11 @@ class DpgSettings(Section):
 class DpgScorer:
     """Answers about each picture."""
 
-    rows_name = "dpg"
-
     def __init__(self, settings: DpgSettings, context: Context) -> None:
         import torch
 
         from t2i.encoders.internvl import load_internvl
-        from t2i.encoders.weights_hash import folder_hash
+        from t2i.encoders.weights_hash import file_hash, folder_hash
         from t2i.evaluation.dpg import read_questions
 
         if settings.questions is None:
@@ -54,6 +52,7 @@ class DpgScorer:
                 "--questions is missing: dpg_bench.csv of github.com/TencentQQGYLab/ELLA"
             )
         self.questions = read_questions(Path(settings.questions))
+        self.rows_name = f"dpg {file_hash(Path(settings.questions))}"
         dtype = torch.float32 if context.device.type == "cpu" else torch.bfloat16
         self.model = load_internvl(settings.weights, context.device, dtype)
         is_local = Path(settings.weights).is_dir()

@@ -74,7 +74,8 @@ class GenevalScorer:
                 Weights("Mask2Former", self.detector.weights_hash, self.detector.is_published),
                 Weights("CLIP", clip.weights_hash, clip.is_published),
             )
-        self.rows_name = f"geneval-{settings.detector} {path.read_text()}"
+        # The layout is written while rows are made, so remembered ones do not serve a new layout.
+        self.rows_name = f"geneval-{settings.detector} {path.read_text()} {settings.layout}"
 
     def rows(self, pictures: Sequence[Picture]) -> dict[str, Tensor]:
         """``right`` (B,): 1 or 0."""
@@ -132,7 +133,7 @@ class GenevalScorer:
         assert self.layout is not None
         folder = self.layout / f"{self.numbers[metadata.prompt]:05d}"
         (folder / "samples").mkdir(parents=True, exist_ok=True)
-        line = metadata.model_dump(mode="json", by_alias=True, exclude_none=True)
+        line = metadata.model_dump(mode="json", by_alias=True, exclude_defaults=True)
         (folder / "metadata.jsonl").write_text(json.dumps(line) + "\n")
         shutil.copy(picture.name, folder / "samples" / f"{picture.index:05d}.png")
 

@@ -49,6 +49,7 @@ class LpipsScorer:
     def __init__(self, settings: LpipsSettings, context: Context) -> None:
         from t2i.evaluation.lpips import HEADS_NAME, TRUNK_NAME, TRUNK_URL, load_lpips, random_lpips
         from t2i.evaluation.picture_sets import open_set
+        from t2i.evaluation.scoring import pictures_hash
 
         if settings.random_weights is not None:
             network = random_lpips(settings.random_weights)
@@ -62,7 +63,7 @@ class LpipsScorer:
         self.network, self.context = network.to(context.device), context
         self.weights = (Weights("LPIPS", network.weights_hash, network.is_published),)
         self.other = open_set(Path(settings.against)) if settings.against else None
-        self.rows_name = f"lpips {settings.against}" if settings.against else "pixels"
+        self.rows_name = f"lpips {pictures_hash(self.other)}" if self.other else "pixels"
 
     def rows(self, pictures: Sequence[Picture]) -> dict[str, Tensor]:
         """``pixels`` (B, H, W, 3) uint8, or ``distance`` (B,) to the other set's."""

@@ -7,7 +7,7 @@ batch, sample) and samples draw by their own seeds, so training's own draws do n
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,9 @@ from t2i.training.monitoring.swapped_words import swapped_word_excess
 from t2i.training.monitoring.validation_samples import draw_samples, write_samples
 from t2i.training.objectives.moving import MovingObjective
 from t2i.training.run import Run
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 logger = get_logger("train")
 
@@ -77,8 +80,9 @@ class Validator:
                 )
         except NotFiniteError as error:  # what the weights are worth, their losses tell
             logger.error("no samples of step %d: %s", step, error)
-            return
-        if reporter is None:
+            images = {}
+        self._measure_quality(step, images, reporter)
+        if reporter is None or not images:
             return
         folder = self.run.folder / "samples" / f"step-{step:08d}"
         try:
@@ -88,6 +92,24 @@ class Validator:
             return
         reporter.show_image(step, "samples", sheet)
         logger.info("%s: step %d, samples in %s", self.run.name, step, sheet)
+
+    def _measure_quality(
+        self, step: int, images: Mapping[str, Sequence[Image]], reporter: Reporter | None
+    ) -> None:
+        """Tell the objective how good the first method's samples are; the first process has them."""
+        assert self.run.samples is not None
+        if self.run.samples.quality is None:
+            return
+        found: list[float | None] = [None]
+        if images:
+            found = [self.run.samples.quality(next(iter(images.values())))]
+        dist.broadcast_object_list(found, src=0)
+        if found[0] is None:
+            return
+        self.objective.end_sampling(found[0])
+        if reporter is not None:
+            reporter.write({"step": step, "sample_quality": found[0]})
+            logger.info("%s: step %d, quality of samples %.4f", self.run.name, step, found[0])
 
     def _averages(self) -> Any:
         return self.engine.gather(self.ema.averages)

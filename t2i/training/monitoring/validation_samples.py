@@ -7,7 +7,7 @@ show what was learned in between. Nothing here draws from a generator that train
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,6 +44,8 @@ class ValidationSamples:
         num_steps: of Euler's method.
         vae: lies on the CPU, and on the device of training only while samples are drawn.
         text_encoder: of training; None for class-conditional models.
+        quality: images of the first method, in the order of prompts -> how good they are, higher is
+            better; None = it is not measured.
     """
 
     prompts: tuple[str, ...]
@@ -52,6 +54,7 @@ class ValidationSamples:
     num_steps: int
     vae: VAE
     text_encoder: TextEncoder | None
+    quality: Callable[[Sequence[Image]], float] | None = None
 
 
 def draw_samples(

@@ -29,11 +29,13 @@ class ScaleInterval(Section):
 class AutoScale(Section):
     """One scale for all samples, moved by `update_scale` after each evaluation.
 
-    The trainer's measure of quality is minus the validation loss, which holds the network against
-    plain targets: a scale above 1 worsens it by itself. So the scale rises while that loss rises, for
-    whatever reason, and ``highest`` is what keeps it in bounds; look at samples before trusting it.
+    What it follows is the quality of samples, as the paper has it (``launch.train.samples_metric``
+    of a few hundred prompts or classes), or minus the validation loss, which costs nothing more. That
+    loss holds the network against plain targets: a scale above 1 worsens it by itself, so the scale
+    rises while that loss rises, for whatever reason, and ``highest`` is what keeps it in bounds.
     """
 
+    follow: Literal["samples", "validation_loss"] = "validation_loss"
     highest: float = Field(default=2.0, gt=1)
     decay: float = Field(default=0.9, ge=0, lt=1, description="of both running averages")
 

@@ -44,7 +44,7 @@ LAST_LAYER = "head.out.weight"
 class MovingObjective:
     """Plain flow matching, and what the trainer asks of every objective.
 
-    `begin_step`, `end_step` and `end_validation` are called by all processes together.
+    `begin_step`, `end_step`, `end_validation` and `end_sampling` are called by all processes together.
     """
 
     objective: FlowMatching | ModelGuidance | MaskedFlowMatching
@@ -80,6 +80,9 @@ class MovingObjective:
 
     def end_validation(self, loss: float) -> None:
         """After a validation with this mean loss over all processes."""
+
+    def end_sampling(self, quality: float) -> None:
+        """After samples of the average of this quality, higher is better; the same everywhere."""
 
 
 class MovingGuidance(MovingObjective):
@@ -148,9 +151,17 @@ class MovingGuidance(MovingObjective):
         return other_forwards(self.config, self.objective.base.gamma)
 
     def end_validation(self, loss: float) -> None:
-        """Move the automatic scale; the quality that it follows is minus the loss."""
-        if isinstance(self.config.scale, AutoScale):
-            auto = update_scale(self.config.scale, self.objective.auto, -loss)
+        """Move the automatic scale, if it follows the loss: the quality is minus that."""
+        self._move_scale("validation_loss", -loss)
+
+    def end_sampling(self, quality: float) -> None:
+        """Move the automatic scale, if it follows samples."""
+        self._move_scale("samples", quality)
+
+    def _move_scale(self, seen: str, quality: float) -> None:
+        scale = self.config.scale
+        if isinstance(scale, AutoScale) and scale.follow == seen:
+            auto = update_scale(scale, self.objective.auto, quality)
             self.objective = replace(self.objective, auto=auto)
 
     def _references(self, batch: TrainingBatch) -> tuple[Condition, ...]:

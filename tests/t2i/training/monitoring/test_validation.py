@@ -6,8 +6,8 @@ from __future__ import annotations
 import json
 import runpy
 import subprocess
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,12 @@ from t2i.training.monitoring import validation as validation_module
 from t2i.training.monitoring.held_out import TIMES, held_out_losses
 from t2i.training.monitoring.swapped_words import swapped_word_excess
 from t2i.training.monitoring.validation_samples import write_samples
+from t2i.training.objectives.model_guidance_config import (
+    AutoScale,
+    ModelGuidanceConfig,
+    ScaleState,
+    update_scale,
+)
 from t2i.training.objectives.moving import make_objective
 from t2i.training.run import Run
 from t2i.training.trainer import train
@@ -104,12 +110,47 @@ def test_a_run_that_samples_is_the_same_to_the_bit(
         assert (steps[0] / f"{method}.png").exists()
 
 
+def test_the_automatic_scale_follows_the_quality_of_samples(
+    tmp_path: Path, process_group: None
+) -> None:
+    """Told that samples get worse; the validation loss, measured too, is not followed."""
+    scale = AutoScale(follow="samples")
+    run = make_run(tmp_path, 2, "fp32", "sit", every=1)
+    assert run.samples is not None
+    qualities, seen = iter((5.0, 3.0)), []
+
+    def quality(images: Sequence[Image.Image]) -> float:
+        seen.append(np.asarray(images[0]))
+        return next(qualities)
+
+    objective = ModelGuidanceConfig(scale=scale)
+    run = replace(
+        run,
+        config=run.config.model_copy(update={"objective": objective, "validate_every": 1}),
+        samples=replace(run.samples, quality=quality),
+    )
+    assert train(run)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    told = [(line["step"], line["sample_quality"]) for line in lines if "sample_quality" in line]
+    assert told == [(1, 5.0), (2, 3.0)]
+    for step, pixels_HW3 in enumerate(seen, start=1):
+        first = tmp_path / "samples" / f"step-{step:08d}" / "none.png"
+        assert first.exists(), "the first method"
+        assert pixels_HW3.shape == (32, 32, 3)
+    checkpoint = newest_checkpoint(tmp_path / "checkpoints")
+    assert checkpoint is not None
+    state = update_scale(scale, update_scale(scale, ScaleState(), 5.0), 3.0)
+    assert checkpoint.state.objective == asdict(state)
+    assert state.scale > 1
+
+
 def test_black_pictures_are_no_samples_and_no_end_of_the_run(
     tmp_path: Path, process_group: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = make_run(tmp_path, 2, "fp32", "tr_dit", every=2)
     assert run.samples is not None
     run.samples.vae.model.decoder.conv_out.bias.fill_(torch.nan)
+    run = replace(run, samples=replace(run.samples, quality=lambda _: pytest.fail("of nothing")))
     errors: list[str] = []
     monkeypatch.setattr(
         validation_module.logger, "error", lambda text, *parts: errors.append(text % parts)
