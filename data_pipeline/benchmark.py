@@ -30,10 +30,9 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.benchmark_config import DataBenchmarkConfig
-from t2i.benchmarks.benchmark_config import BenchmarkConfig
-from t2i.benchmarks.rows import environment
 from t2i.config import Section, add_config_arguments, config_from_args, describe_config, section
 from t2i.console import get_logger, progress, run_command
+from t2i.environment import describe_environment
 
 LOG = get_logger("benchmark")
 Row = dict[str, Any]
@@ -296,7 +295,7 @@ def write(what: str, rows: Sequence[Row], config: DataBenchmarkConfig) -> None:
 
     facts = {
         "what": what,
-        **environment(BenchmarkConfig.model_validate({})),
+        **describe_environment("cpu"),
         "cpus": os.cpu_count(),
         "webdataset": webdataset.__version__,
     }

@@ -233,7 +233,8 @@ def score_rows(folder: Path) -> list[tuple[str, dict[str, Score]]]:
     """The Shapes scores of every model and guidance, then the truth's, each once."""
     from t2i.evaluation.score_files import read_scores, score_file
 
-    rows, truths = [], {}
+    rows: list[tuple[str, dict[str, Score]]] = []
+    truths: dict[str, dict[str, Score]] = {}
     for model in model_folders(folder):
         for guidance in guidance_folders(model):
             scores, _ = read_scores(score_file(guidance, "shapes"))

@@ -116,10 +116,12 @@ def _inception_seconds(
 
 def _precision_recall(num_rows: int, device: torch.device) -> tuple[float, float | None]:
     generator = torch.Generator().manual_seed(0)
-    sets = [torch.randn(num_rows, DIMENSIONS, generator=generator).to(device) for _ in range(2)]
+    one, other = (
+        torch.randn(num_rows, DIMENSIONS, generator=generator).to(device) for _ in range(2)
+    )
     is_reset = reset_peak_resident()
     before = peak_resident_gb() if is_reset else 0.0
-    seconds = _seconds(lambda: precision_recall(*sets))
+    seconds = _seconds(lambda: precision_recall(one, other))
     return seconds, peak_resident_gb() - before if is_reset else None
 
 

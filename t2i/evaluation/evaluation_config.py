@@ -29,7 +29,7 @@ class ReadingConfig(Section):
 class MethodConfig(Section):
     """How a set of images is made: the config's sampling and guidance, but for these."""
 
-    preset: str | None = Field(None, description="name of the papers' settings")
+    preset: str | None = Field(default=None, description="name of the papers' settings")
     guidance: Mapping[str, Any] = Field(default_factory=dict)
     sampling: Mapping[str, Any] = Field(default_factory=dict)
 
@@ -39,9 +39,9 @@ class EvaluationConfig(ReadingConfig):
 
     output: str = Field("outputs/nano/evaluation", description="folder of `run` and `sweep`")
     prompts: str | None = Field(
-        None, description="file of prompts; none = built-in ones of the Shapes world"
+        default=None, description="file of prompts; none = built-in ones of the Shapes world"
     )
-    classes: str | None = Field(None, description="of a class model: 0-999 or 1,5,7")
+    classes: str | None = Field(default=None, description="of a class model: 0-999 or 1,5,7")
     methods: Mapping[str, MethodConfig] = Field(
         default_factory=dict, description="name -> how the images are made"
     )

@@ -92,15 +92,15 @@ class Weights:
 
 
 class Scorer(Protocol):
-    """A metric that is ready to score: networks are loaded, references read.
+    """A metric that is ready to score: networks are loaded, references read."""
 
-    Attributes:
-        rows_name: names the way that rows are made; metrics with the same one share rows.
-        weights: of its networks.
-    """
+    @property
+    def rows_name(self) -> str:
+        """Names the way that rows are made; metrics with the same one share remembered rows."""
 
-    rows_name: str
-    weights: Sequence[Weights]
+    @property
+    def weights(self) -> Sequence[Weights]:
+        """Of its networks."""
 
     def rows(self, pictures: Sequence[Picture]) -> Mapping[str, Tensor]:
         """Rows of a batch: name -> (B, ...) on the CPU; pictures may differ in size.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,7 +20,7 @@ from t2i.sampling.image_folder import read_image
 
 Rows = Sequence[Mapping[str, Any]]
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
-MADE = {
+MADE: Mapping[str, Callable[[Any], str]] = {
     "checkpoint": str,
     "guidance": str,
     "solver": str,

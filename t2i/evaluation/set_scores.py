@@ -73,7 +73,8 @@ def score_of_groups(
     if not len(values) or not np.isfinite(values).all():
         raise ValueError(f"some of {len(values)} pictures have no finite number")
     generator = rng.generator(0, "bootstrap", 0, 0)
-    scores, draws, means = [], [], []
+    scores: list[Score] = []
+    draws, means = [], []
     for group in sorted(set(groups_N)):
         own = [number for number, name in enumerate(groups_N) if name == group]
         prompts = [prompts_N[number] for number in own]
@@ -84,11 +85,11 @@ def score_of_groups(
             continue
         ratios = ratio_draws(values[own], np.ones(len(own)), generator, prompts)
         draws.append(ratios.draws_R)
-        ends = map(float, np.quantile(ratios.draws_R, ENDS))
-        scores.append(Score(group, mean, *ends, num, "prompts", better, is_share))
+        low, high = (float(end) for end in np.quantile(ratios.draws_R, ENDS))
+        scores.append(Score(group, mean, low, high, num, "prompts", better, is_share))
     low, high = None, None
     if len(draws) == len(means):
-        low, high = map(float, np.quantile(np.mean(draws, axis=0), ENDS))
+        low, high = (float(end) for end in np.quantile(np.mean(draws, axis=0), ENDS))
     num = len(set(prompts_N))
     overall = float(np.mean(means))
     return [*scores, Score("overall", overall, low, high, num, "prompts", better, is_share)]

@@ -41,13 +41,18 @@ POOLED_DIMENSIONS = 2048
 
 
 class AdmSettings(Section):
-    reference: str = Field("", description="an .npz of ADM's, or a folder of pictures")
-    weights: str | None = Field(None, description="file with Inception's weights")
+    reference: str = Field(default="", description="an .npz of ADM's, or a folder of pictures")
+    weights: str | None = Field(default=None, description="file with Inception's weights")
     random_weights: int | None = Field(
-        None, description="seed of random weights, in place of a file; their scores mean nothing"
+        default=None,
+        description="seed of random weights, in place of a file; their scores mean nothing",
     )
-    other_weights: bool = Field(False, description="take a file that is not the published one")
-    draws: int = Field(20, ge=0, description="bootstrap draws for the Frechet distances; 0 = none")
+    other_weights: bool = Field(
+        default=False, description="take a file that is not the published one"
+    )
+    draws: int = Field(
+        default=20, ge=0, description="bootstrap draws for the Frechet distances; 0 = none"
+    )
 
 
 class InceptionRows:

@@ -10,7 +10,6 @@ import torch
 from t2i.encoders.clip import random_clip
 from t2i.evaluation.geneval import CLASSES, COLORS
 from t2i.evaluation.geneval_detector import (
-    GREY,
     Detector,
     box_of,
     crop_on_grey,
@@ -58,7 +57,7 @@ def test_a_crop_shows_the_object_alone() -> None:
     mask = np.zeros((4, 4), bool)
     mask[1, 1] = mask[2, 2] = True
     crop = crop_on_grey(pixels, mask, (1, 1, 3, 3))
-    assert crop[..., 0].tolist() == [[7, GREY], [GREY, 7]]
+    assert crop[..., 0].tolist() == [[7, 153], [153, 7]]
 
 
 @pytest.mark.parametrize(

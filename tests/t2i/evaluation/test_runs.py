@@ -3,16 +3,24 @@ not kept score the same, and what cannot be is said before anything is made."""
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from t2i import generation
+from t2i.config import load_config
 from t2i.evaluate import main
+from t2i.evaluation.evaluation_config import EvaluationConfig
+from t2i.evaluation.metrics.adm import AdmSettings
 from t2i.evaluation.results import read_results
 from t2i.evaluation.score_files import read_scores, score_file
+from t2i.generation import Config, with_settings
+from t2i.sampling.prompts import read_classes
 
 CONFIG = """
 base: {base}
@@ -122,3 +130,17 @@ def test_what_cannot_be_is_said_before_anything_is_made(
     with pytest.raises(ValueError, match=message):
         run(override)
     assert not (tmp_path / "out" / "evaluation").exists()
+
+
+def test_the_protocol_of_the_documentation_can_be_read() -> None:
+    text = (REPO / "docs" / "evaluation.md").read_text()
+    (block,) = re.findall(r"^    t2i:\n(?:    .*\n)+", text, re.MULTILINE)
+    tree = yaml.safe_load(textwrap.dedent(block))["t2i"]["evaluation"]
+    evaluation = EvaluationConfig.model_validate(tree)
+    base = load_config(REPO / "configs" / "imagenet_sit_xl2_tread.yaml", [], Config)
+    (method,) = evaluation.methods.values()
+    config = with_settings(base, method.preset, method.guidance, method.sampling)
+    assert (config.sampling.images_per_prompt, config.sampling.steps) == (50, 40)
+    assert len(read_classes(evaluation.classes or "")) == 1000
+    (settings,) = evaluation.metrics.values()
+    assert AdmSettings.model_validate(settings).draws == 20
