@@ -90,8 +90,8 @@ MUTANTS = (
     fault(
         "bootstrap: pictures drawn without their prompts",
         "intervals",
-        "prompts = range(len(scores)) if prompts_N is None else prompts_N",
-        "prompts = range(len(scores))",
+        "prompts = range(len(parts)) if prompts_N is None else prompts_N",
+        "prompts = range(len(parts))",
     ),
     fault(
         "bootstrap: the upward shift of draws left in",

@@ -55,14 +55,14 @@ MUTANTS = tuple(
         ("a wrong object still is a target", "None if reason else taken", "taken", RULES),
         (
             "the mean of pictures instead of tasks",
-            "float(np.mean(list(values.values())))",
+            "float(np.mean([ratio.value for ratio in ratios.values()]))",
             "float(np.mean([verdict.right for verdict in verdicts]))",
             RULES,
         ),
         (
             "pictures are drawn one by one",
-            "[verdict.metadata.prompt].append(",
-            "[str(id(verdict))].append(",
+            "[v.metadata.prompt for v in own]",
+            "[str(id(v)) for v in own]",
             RULES,
         ),
     )

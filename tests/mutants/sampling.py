@@ -251,14 +251,14 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         name="ICG's draws are no part of an image's metadata",
-        file="t2i/sample.py",
+        file="t2i/generation.py",
         old='        settings["random_condition"] = sampling.random_condition\n',
         new="        pass\n",
         tests=SAMPLE,
     ),
     Mutant(
         name="the command does not say how often ICG draws",
-        file="t2i/sample.py",
+        file="t2i/generation.py",
         old='            "random_condition": sampling.random_condition,\n',
         new="",
         tests=SAMPLE,
