@@ -117,6 +117,7 @@ def make_set(
     if state.is_main_process:
         shown = f" of the first {MAX_ON_CONTACT_SHEET}" if len(jobs) > MAX_ON_CONTACT_SHEET else ""
         LOG.info("contact sheet%s: %s", shown, folder.finish(jobs))
+    state.wait_for_everyone()  # the list is there for all of them
     return pipeline
 
 

@@ -88,7 +88,7 @@ class Run:
         self.pipelines: dict[str, AnyPipeline] = {}
 
     def run(self) -> list[dict[str, Any]]:
-        """Rows of the table; every process gets them."""
+        """Rows of the table, on the first process; the others have none."""
         rows: list[dict[str, Any]] = []
         for name, config in self.configs.items():
             folder = Path(self.evaluation.output) / name
@@ -99,14 +99,21 @@ class Run:
                 scores = self._by_pictures(config, folder)
             else:
                 scores = self._by_features(config, folder)
-            facts = {"run": name, **self._facts(config, folder)}
-            for ready in self.metrics:
-                own = scores[ready.metric.name]
-                if process_state().is_main_process:
-                    about = {"metric": ready.metric.name, "settings": ready.settings}
-                    path = score_file(folder, ready.metric.name)
-                    write_scores(path, own, ready.scorer.weights, about)
-                rows += result_rows(facts, ready.metric.name, own, ready.scorer.weights)
+            if process_state().is_main_process:
+                facts = {"run": name, **self._facts(config, folder)}
+                rows += self._write(scores, facts, folder)
+        return rows
+
+    def _write(
+        self, scores: Mapping[str, Scores], facts: Mapping[str, Any], folder: Path
+    ) -> list[dict[str, Any]]:
+        """Write the scores of a set beside its pictures; its rows of the table."""
+        rows = []
+        for ready in self.metrics:
+            name, weights = ready.metric.name, ready.scorer.weights
+            about = {"metric": name, "settings": ready.settings}
+            write_scores(score_file(folder, name), scores[name], weights, about)
+            rows += result_rows(facts, name, scores[name], weights)
         return rows
 
     def _by_pictures(self, config: GenerationConfig, folder: Path) -> dict[str, Scores]:
@@ -213,16 +220,14 @@ class Run:
         facts = _read_facts(folder)
         facts["seconds"] = facts.get("seconds", 0.0) + seconds * process_state().num_processes
         facts["images_timed"] = facts.get("images_timed", 0) + num_images
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / FACTS_FILE).write_text(json.dumps(facts, indent=1) + "\n")
+        _write_facts(folder, facts)
 
     def _facts(self, config: GenerationConfig, folder: Path) -> dict[str, Any]:
         """What made the images, and what that took."""
         sampling, facts = config.sampling, _read_facts(folder)
         if "flops_per_image" not in facts:
             facts["flops_per_image"] = self._flops(config)
-            if process_state().is_main_process:
-                (folder / FACTS_FILE).write_text(json.dumps(facts, indent=1) + "\n")
+            _write_facts(folder, facts)
         timed = facts.get("images_timed", 0)
         return {
             **settings_of(config, self.is_class_model),
@@ -298,6 +303,13 @@ def _pipeline_key(config: GenerationConfig) -> str:
 def _read_facts(folder: Path) -> dict[str, Any]:
     path = folder / FACTS_FILE
     return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _write_facts(folder: Path, facts: Mapping[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f"{FACTS_FILE}.tmp"
+    temporary.write_text(json.dumps(facts, indent=1) + "\n")
+    temporary.replace(folder / FACTS_FILE)
 
 
 def _number(schedule: Any) -> float | None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -69,3 +72,20 @@ def pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text_config = TextEncoderConfig(path="text_encoder")
     write_index(folder, vae_config, text_config, (64, 64))
     return folder
+
+
+@pytest.fixture(scope="session")
+def accelerate_two() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """A function (module, *arguments): run it as two processes under `accelerate launch`."""
+
+    def launch(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        # --multi_gpu starts the processes that --num_processes asks for, on a CPU too
+        command = [str(Path(sys.executable).parent / "accelerate"), "launch", "--multi_gpu"]
+        command += ["--num_machines", "1", "--num_processes", "2", "--main_process_port", port]
+        command += ["--mixed_precision", "no", "--dynamo_backend", "no", "-m", module, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+    return launch

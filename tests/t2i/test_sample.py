@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -154,22 +153,14 @@ def test_the_batch_size_does_not_change_a_picture(run: Run, tmp_path: Path, batc
 
 @pytest.mark.slow
 def test_accelerate_launch_makes_the_same_images(
-    run: Run, tmp_path: Path, config_file: Path
+    run: Run,
+    tmp_path: Path,
+    config_file: Path,
+    accelerate_two: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
     assert run("--output", str(tmp_path / "one")) == 0
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    # --multi_gpu starts the processes that --num_processes asks for, on a CPU too
-    launcher = ["accelerate", "launch", "--multi_gpu", "--num_machines", "1"]
-    launcher += ["--num_processes", "2", "--main_process_port", port]
-    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-    command = ["-m", "t2i.sample", "--config", str(config_file), "--output", str(tmp_path / "two")]
-    done = subprocess.run(
-        [str(Path(sys.executable).parent / launcher[0]), *launcher[1:], *command],
-        capture_output=True,
-        text=True,
-    )
+    flags = ("--config", str(config_file), "--output", str(tmp_path / "two"))
+    done = accelerate_two("t2i.sample", *flags)
     assert done.returncode == 0, done.stderr
     assert "images 1" in done.stderr, "one process did not share"
     assert "images 2" in done.stderr, "one process did not share"

@@ -37,14 +37,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Run it; the exit code."""
+    from t2i.devices import process_state
+
     config = config_from_args(args, Config)
     rows = run_methods(config, config.evaluation)
     print_results(rows)
+    process_state().destroy_process_group()
     return 0
 
 
 def run_methods(config: GenerationConfig, evaluation: EvaluationConfig) -> list[dict[str, Any]]:
-    """Make, score, write; the rows of the table."""
+    """Make, score, write; the rows of the table on the first process, none on the others."""
     from pathlib import Path
 
     from t2i.console import get_logger
@@ -60,12 +63,9 @@ def run_methods(config: GenerationConfig, evaluation: EvaluationConfig) -> list[
 
 def print_results(rows: list[dict[str, Any]]) -> None:
     """A table for each metric, with a column per method."""
-    from t2i.devices import process_state
     from t2i.evaluation.results import score_of
     from t2i.evaluation.score_files import format_table
 
-    if not process_state().is_main_process:
-        return
     for metric in dict.fromkeys(row["metric"] for row in rows):
         own = [row for row in rows if row["metric"] == metric]
         runs = dict.fromkeys(row["run"] for row in own)

@@ -69,6 +69,7 @@ def main(args: argparse.Namespace) -> int:
         for path in draw_sweep(chosen, Path(output)):
             print(path)
         print(best_by_budget(chosen))
+    process_state().destroy_process_group()
     return 0
 
 

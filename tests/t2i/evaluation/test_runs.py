@@ -4,6 +4,7 @@ not kept score the same, and what cannot be is said before anything is made."""
 from __future__ import annotations
 
 import re
+import subprocess
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -98,6 +99,29 @@ def test_pictures_that_are_not_kept_score_the_same(run: Run, tmp_path: Path) -> 
     after = sorted((folder / "cfg" / "features").iterdir())
     assert [path.name for path in after] == [path.name for path in chunks]
     assert after[1].stat().st_mtime_ns == before, "only the missing chunk is made"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("keep", ["pictures", "features"])
+def test_two_processes_write_the_table_of_one(
+    keep: str,
+    run: Run,
+    config: Path,
+    tmp_path: Path,
+    accelerate_two: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    folder, overrides = tmp_path / "two", [f"t2i.evaluation.keep={keep}"]
+    alone = run(*overrides)
+    overrides.append(f"t2i.evaluation.output={folder}")
+    flags = [part for override in overrides for part in ("--set", override)]
+    done = accelerate_two("t2i.evaluate", "run", "--config", str(config), *flags)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("shapes") == 1, "the first process alone speaks"
+    asked = ("run", "score_name", "num", "checkpoint", "flops_per_image")
+    for one, two in zip(alone, read_results([folder]), strict=True):
+        assert [one[name] for name in asked] == [two[name] for name in asked]
+        nothing = one["value"] is two["value"] is None
+        assert nothing or one["value"] == pytest.approx(two["value"], rel=1e-3)
 
 
 def read_results_of(run: Run, folder: Path, *overrides: str) -> list[dict[str, Any]]:

@@ -3,7 +3,6 @@ and that several processes make what one makes."""
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -71,23 +70,24 @@ def test_skipped_pictures_leave_their_prompts_too(
 
 
 @pytest.mark.slow
-def test_two_processes_score_like_one(tmp_path: Path, write_set: Callable[..., Path]) -> None:
+def test_two_processes_score_like_one(
+    tmp_path: Path,
+    write_set: Callable[..., Path],
+    accelerate_two: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
     """A set of five and a reference of three, so that the shares are not equal."""
     samples = write_set(tmp_path / "samples", 0, prompts=("a", "b", "c", "d", "e"), per_prompt=1)
     reference = write_set(tmp_path / "reference", 1, prompts=("a",), per_prompt=3)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    launcher = [str(Path(sys.executable).parent / "accelerate"), "launch", "--multi_gpu"]
-    launcher += ["--num_machines", "1", "--num_processes", "2", "--main_process_port", port]
-    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-    command = ["-m", "t2i.evaluate", "cmmd", str(samples), "--reference", str(reference)]
-    command += ["--random-weights", "0", "--draws", "5", "--cache"]
+    arguments = ["cmmd", str(samples), "--reference", str(reference), "--random-weights", "0"]
+    arguments += ["--draws", "5", "--cache"]
     found = []
-    for number, start in enumerate(([sys.executable], launcher)):
-        done = subprocess.run(
-            [*start, *command, str(tmp_path / f"cache{number}")], capture_output=True, text=True
-        )
+    for number in (0, 1):
+        cache = str(tmp_path / f"cache{number}")
+        if number:
+            done = accelerate_two("t2i.evaluate", *arguments, cache)
+        else:
+            command = [sys.executable, "-m", "t2i.evaluate", *arguments, cache]
+            done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("cmmd") == 1, "the first process alone speaks"
         assert ("2/2" in done.stderr) == (number == 1), "each has its share"
