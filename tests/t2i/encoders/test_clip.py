@@ -52,6 +52,12 @@ def test_vectors_have_length_1_and_are_the_models() -> None:
     torch.testing.assert_close(output.text_embeds[0], read[1], atol=1e-6, rtol=0)
 
 
+def test_the_middle_of_a_wide_picture_is_what_clip_sees() -> None:
+    (middle,), clip = pictures(1, 40), random_clip(0)
+    wide = np.concatenate((np.zeros_like(middle), middle, np.zeros_like(middle)), axis=1)
+    torch.testing.assert_close(clip.embed_pictures([wide]), clip.embed_pictures([middle]))
+
+
 def test_no_vector_depends_on_its_batch() -> None:
     clip = random_clip(0)
     torch.testing.assert_close(

@@ -3,6 +3,8 @@ product, and that covariances without full rank give neither NaN nor a number be
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -62,20 +64,30 @@ def test_one_dimension_is_enough() -> None:
     assert frechet_distance(one, other) == pytest.approx(2)
 
 
+def stored(statistics: Statistics) -> Statistics:
+    """As from a file: the covariance alone, whatever it was made of."""
+    return Statistics(statistics.mean_D, statistics.covariance_DD)
+
+
+@pytest.mark.parametrize("as_is", [lambda own: own, stored])
 @pytest.mark.parametrize("num", [2, 10, 33, 200])
-def test_a_set_is_at_0_from_itself(num: int) -> None:
-    own = statistics_of(features(0, num, 32))
+def test_a_set_is_at_0_from_itself(num: int, as_is: Callable[[Statistics], Statistics]) -> None:
+    own = as_is(statistics_of(features(0, num, 32)))
     assert 0 <= frechet_distance(own, own) < 1e-10 * np.trace(own.covariance_DD)
 
 
-def test_few_samples_have_a_closed_form_within_their_subspaces() -> None:
+@pytest.mark.parametrize("as_is", [lambda own: own, stored])
+def test_few_samples_have_a_closed_form_within_their_subspaces(
+    as_is: Callable[[Statistics], Statistics],
+) -> None:
     """Sets in subspaces at right angles share no variance: the last trace is 0, exactly."""
     one, other = np.zeros((6, 40)), np.zeros((6, 40))
     one[:, :20], other[:, 20:] = features(0, 6, 20), features(1, 6, 20)
     step = one.mean(axis=0) - other.mean(axis=0)
     expected = step @ step + one.var(axis=0, ddof=1).sum() + other.var(axis=0, ddof=1).sum()
     basis = scipy.linalg.qr(np.random.default_rng(0).normal(size=(40, 40)))[0]
-    found = frechet_distance(statistics_of(one @ basis), statistics_of(other @ basis))
+    both = [as_is(statistics_of(rows @ basis)) for rows in (one, other)]
+    found = frechet_distance(*both)
     assert found == pytest.approx(expected, rel=1e-12)
 
 
