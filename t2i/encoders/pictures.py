@@ -44,11 +44,11 @@ def prepare_pictures(pixels: Sequence[np.ndarray], how: Preparation) -> Tensor:
 
 
 def _resized(pixels_HW3: np.ndarray, how: Preparation) -> np.ndarray:
-    height, width = pixels_HW3.shape[:2]
-    box = None
     if how.crop:
+        height, width = pixels_HW3.shape[:2]
         side = min(height, width)
         left, top = (width - side) // 2, (height - side) // 2
-        box = (left, top, left + side, top + side)
-    image = Image.fromarray(pixels_HW3)
-    return np.asarray(image.resize((how.size, how.size), Image.Resampling.BICUBIC, box))
+        # Cropped before: Pillow's own box would let the filter reach beyond it.
+        pixels_HW3 = pixels_HW3[top : top + side, left : left + side]
+    image = Image.fromarray(np.ascontiguousarray(pixels_HW3))
+    return np.asarray(image.resize((how.size, how.size), Image.Resampling.BICUBIC))
