@@ -87,9 +87,8 @@ def score_of_groups(
         draws.append(ratios.draws_R)
         low, high = (float(end) for end in np.quantile(ratios.draws_R, ENDS))
         scores.append(Score(group, mean, low, high, num, "prompts", better, is_share))
-    low, high = None, None
-    if len(draws) == len(means):
-        low, high = (float(end) for end in np.quantile(np.mean(draws, axis=0), ENDS))
-    num = len(set(prompts_N))
-    overall = float(np.mean(means))
+    overall, num = float(np.mean(means)), len(set(prompts_N))
+    if len(draws) < len(means):
+        return [*scores, Score("overall", overall, None, None, num, "prompts", better, is_share)]
+    low, high = (float(end) for end in np.quantile(np.mean(draws, axis=0), ENDS))
     return [*scores, Score("overall", overall, low, high, num, "prompts", better, is_share)]
