@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from t2i.encoders.vae import VAE
+from t2i.encoders.vae import VAE, load_vae
+from t2i.encoders.vae_config import VAEConfig
 from t2i.shapes import parse_scene, render
 
 
@@ -34,3 +35,16 @@ def reconstructed(images: Iterable[Image.Image], vae: VAE) -> Iterator[Image.Ima
         decoded_3HW = vae.decode(moments_B2Chw[:, : vae.num_channels])[0]
         pixels = ((decoded_3HW.permute(1, 2, 0) + 1) * 127.5).round().to(torch.uint8)
         yield Image.fromarray(pixels.cpu().numpy())
+
+
+def true_pictures(
+    prompts: Sequence[str], size: int, vae: str, device: torch.device
+) -> dict[str, list[Image.Image]]:
+    """The true picture of each prompt, as drawn and after a VAE, by what they are.
+
+    Raises:
+        ValueError: a prompt tells less than a scene.
+    """
+    truth = list(rendered(prompts, size))
+    decoded = list(reconstructed(truth, load_vae(VAEConfig(path=vae), device)))
+    return {"rendered": truth, "rendered, through the VAE": decoded}

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from t2i.config import Section
+from t2i.config import ASSETS_FOLDER, Section
 from t2i.evaluation.metric import Metric, Score, Scores, Weights
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from t2i.evaluation.geneval import Detection, Metadata
+    from t2i.evaluation.geneval import Detection, GenEvalScores, Metadata
     from t2i.evaluation.geneval_detector import Detector
     from t2i.evaluation.picture_sets import Picture
     from t2i.evaluation.scoring import Context
@@ -35,6 +35,7 @@ by CLIP ViT-L/14. --detector shapes judges the same tasks in the Shapes world wi
 --layout lays the pictures out as the original's
 evaluation/evaluate_images.py reads them.
 """
+NANO_VAE = str(ASSETS_FOLDER / "nano" / "vae")
 
 
 class GenevalSettings(Section):
@@ -48,6 +49,10 @@ class GenevalSettings(Section):
         None, description="seed of tiny random networks in their place; their scores mean nothing"
     )
     layout: str | None = Field(None, description="folder for the original's layout")
+    ceiling: bool = Field(
+        False, description="with --detector shapes: the true pictures, too, drawn and after the VAE"
+    )
+    vae: str = Field(NANO_VAE, description="for --ceiling")
 
 
 class GenevalScorer:
@@ -60,6 +65,11 @@ class GenevalScorer:
         if settings.metadata is None:
             raise ValueError("--metadata is missing: the file that the prompts are from")
         is_shapes = settings.detector == "shapes"
+        if settings.ceiling and not is_shapes:
+            raise ValueError(
+                "--ceiling needs --detector shapes: only their true pictures can be drawn"
+            )
+        self.settings, self.context = settings, context
         path = Path(settings.metadata)
         lines = read_metadata(path, SHAPES_VOCABULARY if is_shapes else PHOTOS)
         self.metadata = {line.prompt: line for line in lines}
@@ -78,7 +88,7 @@ class GenevalScorer:
         self.rows_name = f"geneval-{settings.detector} {path.read_text()} {settings.layout}"
 
     def rows(self, pictures: Sequence[Picture]) -> dict[str, Tensor]:
-        """``right`` (B,): 1 or 0."""
+        """``right`` (B,): 1 or 0; ``width`` (B,) in pixels."""
         import torch
 
         from t2i.evaluation.geneval import judge
@@ -89,27 +99,46 @@ class GenevalScorer:
             rights.append(float(judge(metadata, self._detect(picture)).right))
             if self.layout:
                 self._lay_out(picture, metadata)
-        return {"right": torch.tensor(rights)}
+        widths = [picture.pixels_HW3.shape[1] for picture in pictures]
+        return {"right": torch.tensor(rights), "width": torch.tensor(widths)}
 
     def score(self, rows: Mapping[str, Tensor], prompts: Sequence[str] | None) -> Scores:
-        from t2i.evaluation.geneval import Verdict, summarize
-
         assert prompts is not None
-        verdicts = [
-            Verdict(self.metadata[prompt], () if right else ("wrong",))
-            for prompt, right in zip(prompts, rows["right"].tolist(), strict=True)
-        ]
-        found = summarize(verdicts)
-        scores = [
-            Score(name, s.value, *s.interval, s.num_prompts, "prompts", "higher", is_share=True)
-            for name, s in (*found.tasks.items(), ("overall", found.overall))
-            if s is not None
-        ]
+        found = self._summarize(prompts, rows["right"].tolist())
         notes = [] if found.overall else ["no overall score: it needs pictures of all six tasks"]
         missing = len(self.metadata) - found.num_prompts
         if missing:
             notes.append(f"{missing} of {len(self.metadata)} prompts have no picture")
-        return Scores(scores, per_picture={"right": rows["right"].tolist()}, notes=notes)
+        truth = {}
+        if self.settings.ceiling:
+            truth = self._score_truth(list(dict.fromkeys(prompts)), int(rows["width"][0]))
+        return Scores(_scores(found), {"right": rows["right"].tolist()}, truth, notes)
+
+    def _summarize(self, prompts: Sequence[str], rights: Sequence[float]) -> GenEvalScores:
+        from t2i.evaluation.geneval import Verdict, summarize
+
+        return summarize(
+            [
+                Verdict(self.metadata[prompt], () if right else ("wrong",))
+                for prompt, right in zip(prompts, rights, strict=True)
+            ]
+        )
+
+    def _score_truth(self, prompts: Sequence[str], size: int) -> dict[str, list[Score]]:
+        """The scores of the true pictures of the prompts."""
+        from t2i.evaluation.geneval import judge
+        from t2i.evaluation.shapes_ceiling import true_pictures
+        from t2i.evaluation.shapes_geneval import shapes_detections
+
+        found = {}
+        pictures = true_pictures(prompts, size, self.settings.vae, self.context.device)
+        for name, images in pictures.items():
+            rights = [
+                float(judge(self.metadata[prompt], shapes_detections(image)).right)
+                for prompt, image in zip(prompts, images, strict=True)
+            ]
+            found[name] = _scores(self._summarize(prompts, rights))
+        return found
 
     def _metadata_of(self, picture: Picture) -> Metadata:
         if picture.prompt not in self.metadata:
@@ -136,6 +165,15 @@ class GenevalScorer:
         line = metadata.model_dump(mode="json", by_alias=True, exclude_defaults=True)
         (folder / "metadata.jsonl").write_text(json.dumps(line) + "\n")
         shutil.copy(picture.name, folder / "samples" / f"{picture.index:05d}.png")
+
+
+def _scores(found: GenEvalScores) -> list[Score]:
+    """By task, then overall, if there are all six."""
+    return [
+        Score(name, s.value, *s.interval, s.num_prompts, "prompts", "higher", is_share=True)
+        for name, s in (*found.tasks.items(), ("overall", found.overall))
+        if s is not None
+    ]
 
 
 def _load(settings: GenevalSettings, context: Context) -> Detector:

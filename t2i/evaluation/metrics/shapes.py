@@ -87,18 +87,12 @@ class ShapesScorer:
         """The scores of the true pictures of the prompts, each drawn once."""
         import torch
 
-        from t2i.encoders.vae import load_vae
-        from t2i.encoders.vae_config import VAEConfig
-        from t2i.evaluation.shapes_ceiling import reconstructed, rendered
+        from t2i.evaluation.shapes_ceiling import true_pictures
         from t2i.evaluation.shapes_eval import COUNTS, count_picture
 
-        truth = list(rendered(prompts, size))
-        vae = load_vae(VAEConfig(path=self.settings.vae), self.context.device)
         found = {}
-        for name, images in (
-            ("rendered", truth),
-            ("rendered, through the VAE", reconstructed(truth, vae)),
-        ):
+        pictures = true_pictures(prompts, size, self.settings.vae, self.context.device)
+        for name, images in pictures.items():
             counts = [count_picture(*pair) for pair in zip(prompts, images, strict=True)]
             table = torch.tensor([[count[key] for key in COUNTS] for count in counts])
             found[name] = shape_scores(table, prompts)

@@ -20,10 +20,10 @@ import torch.distributed as dist
 from t2i.evaluation.moments import Moments
 
 rank, store, features = int(sys.argv[1]), sys.argv[2], np.load(sys.argv[3])
-dist.init_process_group("gloo", init_method="file://" + store, rank=rank, world_size=2)
-for last in (20, 0):  # of the second process: of different sizes, and nothing at all
+dist.init_process_group("gloo", init_method="file://" + store, rank=rank, world_size=3)
+for last in (20, 0):  # of the second and third process: of different sizes, and nothing at all
     moments = Moments(features.shape[1])
-    rows = features[last:] if rank == 0 else features[:last]
+    rows = (features[last:], features[:last // 4], features[last // 4:last])[rank]
     if len(rows):
         moments.add(rows)
     moments.all_reduce()
@@ -70,14 +70,14 @@ def test_three_merged_are_one() -> None:
     check(whole.statistics(), features())
 
 
-def test_two_processes_are_one(tmp_path: Path) -> None:
+def test_three_processes_are_one(tmp_path: Path) -> None:
     np.save(tmp_path / "features.npy", features())
     arguments = [str(tmp_path / "store"), str(tmp_path / "features.npy")]
     processes = [
-        subprocess.Popen([sys.executable, "-c", PROCESS, rank, *arguments]) for rank in "01"
+        subprocess.Popen([sys.executable, "-c", PROCESS, rank, *arguments]) for rank in "012"
     ]
-    assert [process.wait(timeout=60) for process in processes] == [0, 0]
-    for name in ("0-20", "1-20", "0-0", "1-0"):
+    assert [process.wait(timeout=60) for process in processes] == [0, 0, 0]
+    for name in (f"{rank}-{last}" for rank in range(3) for last in (20, 0)):
         with np.load(tmp_path / f"store-{name}.npz") as arrays:
             check(Statistics(arrays["m"], arrays["s"]), features())
 
