@@ -86,7 +86,7 @@ def score_sets(args: argparse.Namespace) -> int:
     settings = read_settings(args, metric.settings, config.metrics.get(metric.name, {}))
     reading = read_settings(args, ReadingConfig, config.reading().model_dump())
 
-    from t2i.devices import process_state
+    from t2i.devices import leave_group, process_state
     from t2i.evaluation.picture_sets import open_set
     from t2i.evaluation.scoring import make_context, score_set
     from t2i.sampling.image_folder import short_names
@@ -114,7 +114,7 @@ def score_sets(args: argparse.Namespace) -> int:
                 score_file(pictures.path, metric.name), scores[name], scorer.weights, facts
             )
         print(describe(scores, sets, scorer.weights))
-    process_state().destroy_process_group()
+    leave_group()
     return 0
 
 

@@ -128,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     LOG.info(describe_config(args))
 
-    from t2i.devices import process_state
+    from t2i.devices import leave_group
     from t2i.sampling.image_folder import ImageFolder
 
     prompts = read_prompts(args.prompt, args.prompts)
@@ -141,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = args.preset or config.guidance.name
     folder = ImageFolder(args.folder or Path(config.sampling.output) / name)
     make_set(config, prompts, is_class_model, folder)
-    process_state().destroy_process_group()
+    leave_group()
     return 0
 
 

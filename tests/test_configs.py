@@ -32,6 +32,7 @@ COMMANDS = (
     "launch.plan",
     "launch.report",
     "t2i.sample",
+    "t2i.evaluate",
     "t2i.export",
     "t2i.benchmark",
     "t2i.models.flops",

@@ -126,8 +126,8 @@ MUTANTS = (
     fault(
         "overall score: all pictures weigh alike",
         "set_scores",
-        "overall = float(np.mean(means))",
-        "overall = float(values.mean())",
+        "overall, num = float(np.mean(means)), len(set(prompts_N))",
+        "overall, num = float(values.mean()), len(set(prompts_N))",
     ),
     fault(
         "Pareto front: the worse of equal cost",

@@ -37,12 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Run it; the exit code."""
-    from t2i.devices import process_state
+    from t2i.devices import leave_group
 
     config = config_from_args(args, Config)
     rows = run_methods(config, config.evaluation)
     print_results(rows)
-    process_state().destroy_process_group()
+    leave_group()
     return 0
 
 

@@ -59,7 +59,7 @@ def main(args: argparse.Namespace) -> int:
     output = f"{config.evaluation.output}/sweep"
     evaluation = config.evaluation.model_copy(update={"methods": methods, "output": output})
 
-    from t2i.devices import process_state
+    from t2i.devices import leave_group, process_state
     from t2i.evaluation.registry import main_scores
     from t2i.evaluation.sweeps import best_by_budget, draw_sweep, pick_score
 
@@ -69,7 +69,7 @@ def main(args: argparse.Namespace) -> int:
         for path in draw_sweep(chosen, Path(output)):
             print(path)
         print(best_by_budget(chosen))
-    process_state().destroy_process_group()
+    leave_group()
     return 0
 
 
