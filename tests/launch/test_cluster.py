@@ -140,6 +140,7 @@ def restart_head(job: subprocess.Popen[str], log: Path) -> subprocess.Popen[str]
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_run_survives_a_killed_rank_a_lost_head_and_a_stop(
     config: Path, sbatch: Callable[[], subprocess.Popen[str]]
 ) -> None:

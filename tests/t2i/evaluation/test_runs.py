@@ -102,7 +102,7 @@ def test_pictures_that_are_not_kept_score_the_same(run: Run, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("keep", ["pictures", "features"])
+@pytest.mark.parametrize("keep", [pytest.param("pictures", marks=pytest.mark.long), "features"])
 def test_two_processes_write_the_table_of_one(
     keep: str,
     run: Run,
