@@ -76,11 +76,9 @@ step export python -m t2i.export --config "$config"
 for model in demo nano; do
     checkpoint=$out/export
     [ $model = demo ] || checkpoint=t2i/assets/nano
-    samples=$out/samples/$model
-    step sample_${model}_none python -m t2i.sample --config "$config" --checkpoint $checkpoint --guidance none --output $samples/none
-    step sample_${model}_cfg python -m t2i.sample --config "$config" --checkpoint $checkpoint --guidance cfg --omega 2.5 --output $samples/cfg
-    step sample_${model}_sg python -m t2i.sample --config "$config" --checkpoint $checkpoint --sg 0.1,0.8 --omega 1.8 --output $samples/sg
-    step score_$model python -m t2i.evaluate shapes --ceiling $samples/none $samples/cfg $samples/sg
+    step evaluate_$model python -m t2i.evaluate run --config "$config" \
+        --set t2i.sampling.checkpoint=$checkpoint --set t2i.evaluation.output="$out/samples/$model" \
+        --set t2i.evaluation.metrics.shapes.ceiling=true
 done
 
 step report python -m launch.report --config "$config"

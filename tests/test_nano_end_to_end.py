@@ -27,8 +27,8 @@ STEPS = (
     "train_stage_1",
     "train_stage_2",
     "export",
-    "score_demo",
-    "score_nano",
+    "evaluate_demo",
+    "evaluate_nano",
     "report",
 )
 CONFIG = """
@@ -41,7 +41,7 @@ t2i:
   training: {{steps: 6, global_batch: 8, micro_batch: 8, checkpoint_every: 3, validate_every: 6}}
   sampling: {{num_builtin_prompts: 3, steps: 4}}
 launch:
-  train: {{stage2: {{training: {{steps: 4}}}}}}
+  train: {{validation_samples: 8, stage2: {{training: {{steps: 4}}}}}}
 """
 
 
