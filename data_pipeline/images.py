@@ -12,10 +12,11 @@ import io
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from PIL import Image, ImageOps
+from PIL import Image
 from pydantic import Field
 
 from t2i.config import Section
+from t2i.picture_files import as_rgb, upright, without_texts
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 # Pillow's name of a format that is kept as it came -> extension in a shard.
@@ -118,13 +119,14 @@ def _decode(data: bytes, config: ImageConfig) -> tuple[Image.Image, str]:
     if len(data) > config.max_bytes:
         raise ImageError("too_large", f"{len(data)} bytes, limit {config.max_bytes}")
     try:
+        data = without_texts(data)
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             image_format = image.format or ""
             _check_sides(image, config)
             image.verify()  # checksums; the picture has to be opened again afterwards
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             image.load()
-            return _to_rgb(ImageOps.exif_transpose(image)), image_format
+            return as_rgb(upright(image)), image_format
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
@@ -139,13 +141,3 @@ def _check_sides(image: Image.Image, config: ImageConfig) -> None:
         raise ImageError("too_large", f"{width} x {height} pixels, limit {config.max_pixels}")
     if min(width, height) < config.min_side:
         raise ImageError("too_small", f"{width} x {height} pixels, shorter side {config.min_side}")
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bit gray: keep the upper eight
-        image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
-    if "A" in image.mode or "transparency" in image.info:
-        image = image.convert("RGBA")
-        background = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(background, image)
-    return image.convert("RGB")

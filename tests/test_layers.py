@@ -79,7 +79,14 @@ LAYERS = (
     ("t2i.batch",),
     ("t2i.flow", "t2i.shapes"),
     ("t2i.rng",),
-    ("t2i.console", "t2i.hardware", "t2i.devices", "t2i.environment", "t2i.html"),
+    (
+        "t2i.console",
+        "t2i.hardware",
+        "t2i.devices",
+        "t2i.environment",
+        "t2i.html",
+        "t2i.picture_files",
+    ),
     ("t2i.config",),
 )
 NEVER_EACH_OTHER = (("t2i.evaluation", "t2i.training"),)

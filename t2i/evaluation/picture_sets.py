@@ -5,7 +5,9 @@ Pictures are read and checked by a few threads while the network is busy with th
 
 from __future__ import annotations
 
+import io
 import json
+import os
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +20,7 @@ from PIL import Image
 
 from t2i.console import get_logger
 from t2i.evaluation.adm_files import open_adm_file, read_images
+from t2i.picture_files import as_rgb, upright, without_texts
 from t2i.sampling.image_folder import CONTACT_SHEET, IMAGE_LIST
 
 logger = get_logger("evaluate")
@@ -88,19 +91,23 @@ def open_set(path: Path) -> PictureSet:
         raise FileNotFoundError(f"{path}: no folder of pictures and no .npz file")
     if (path / IMAGE_LIST).is_file():
         return _open_samples(path)
-    files = tuple(
-        sorted(
-            file
-            for file in path.rglob("*")
-            if file.suffix.lower() in ENDINGS and file.name != CONTACT_SHEET
-        )
-    )
+    files = tuple(sorted(_pictures_below(path)))
     if not files:
         raise ValueError(
             f"{path}: no pictures in it ({', '.join(ENDINGS)}), nor a finished set of samples "
             f"({IMAGE_LIST})"
         )
     return PictureSet(path, files, None, len(files))
+
+
+def _pictures_below(folder: Path) -> Iterator[Path]:
+    """Files by their endings, through links too; what systems leave behind is none of them."""
+    for root, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if name != "__MACOSX" and not name.startswith(".")]
+        for name in files:
+            is_picture = Path(name).suffix.lower() in ENDINGS and name != CONTACT_SHEET
+            if is_picture and not name.startswith("."):
+                yield Path(root) / name
 
 
 def _open_samples(folder: Path) -> PictureSet:
@@ -168,7 +175,7 @@ def read_batches(
                 continue
         assert image is not None
         prompt = pictures.prompts[index] if pictures.prompts else None
-        batch.append(Picture(index, name, _as_rgb(image), prompt))
+        batch.append(Picture(index, name, np.asarray(as_rgb(image)), prompt))
         num_left += 1
         if len(batch) == batch_size:
             yield batch
@@ -221,9 +228,9 @@ def _of_npz(
 
 def _decode(file: Path) -> tuple[Image.Image | None, str]:
     try:
-        with Image.open(file) as image:
+        with Image.open(io.BytesIO(without_texts(file.read_bytes()))) as image:
             image.load()
-            return image, ""
+            return upright(image), ""
     except FileNotFoundError:
         return None, "is not there"
     # PIL calls a broken chunk of a PNG a SyntaxError, and a bomb an error of its own
@@ -241,16 +248,3 @@ def _oddity(image: Image.Image | None, size: tuple[int, int] | None) -> str:
         own, first = ("x".join(map(str, sides)) for sides in (image.size, size))
         return f"is of another size than the first one ({own}, not {first})"
     return ""
-
-
-def _as_rgb(image: Image.Image) -> np.ndarray:
-    """(H, W, 3) uint8; what is transparent lies over white."""
-    if image.mode == "RGB":
-        return np.asarray(image)
-    if image.mode.startswith("I;16"):  # Pillow would clip, not scale, 16 bits
-        image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    return np.asarray(image.convert("RGB"))

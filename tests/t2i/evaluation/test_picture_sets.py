@@ -113,12 +113,16 @@ def test_nothing_left_is_an_error(tmp_path: Path) -> None:
 def test_a_folder_is_sorted_with_subfolders_and_without_contact_sheets(tmp_path: Path) -> None:
     for name in ("b/1.png", "a.png", "b/0.JPG", "contact_sheet.png", "c.webp"):
         plain(tmp_path / name)
+    for name in (".ipynb_checkpoints/a.png", "__MACOSX/a.png", "b/._0.jpg"):
+        plain(tmp_path / name)
+    plain(tmp_path.parent / f"{tmp_path.name}-elsewhere" / "d.png")
+    (tmp_path / "linked").symlink_to(tmp_path.parent / f"{tmp_path.name}-elsewhere")
     (tmp_path / "notes.txt").write_text("")
     pictures = open_set(tmp_path)
     assert [str(file.relative_to(tmp_path)) for file in pictures.files] == [
-        *("a.png", "b/0.JPG", "b/1.png", "c.webp")
+        *("a.png", "b/0.JPG", "b/1.png", "c.webp", "linked/d.png")
     ]
-    assert (pictures.num, pictures.prompts) == (4, None)
+    assert (pictures.num, pictures.prompts) == (5, None)
 
 
 def test_lossy_pictures_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
