@@ -17,7 +17,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizerFast, PreTrainedTok
 from t2i.config import ASSETS_FOLDER
 from t2i.encoders.pictures import Preparation, prepare_pictures
 from t2i.encoders.random_weights import randomize
-from t2i.encoders.weights_hash import folder_hash
+from t2i.encoders.weights_hash import folder_hash, no_weights
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -75,10 +75,13 @@ def load_clip(name: str, device: torch.device | str = "cpu") -> Clip:
     """CLIP of a local folder, or of a name on the hub.
 
     Raises:
-        OSError: it is neither; transformers' message says what was looked for.
+        FileNotFoundError: it is neither; says what to get, and where.
     """
-    model = CLIPModel.from_pretrained(name, dtype=torch.float32)
-    tokenizer = CLIPTokenizerFast.from_pretrained(name)
+    try:
+        model = CLIPModel.from_pretrained(name, dtype=torch.float32)
+        tokenizer = CLIPTokenizerFast.from_pretrained(name)
+    except OSError as error:
+        raise no_weights("CLIP", name, error, PUBLISHED.get(name, "")) from None
     found = folder_hash(Path(name)) if Path(name).is_dir() else f"hub:{name}"
     is_published = not Path(name).is_dir() or found in PUBLISHED.values()
     return Clip(model.to(device), _tokenizer(tokenizer), found, is_published)

@@ -17,7 +17,7 @@ from transformers import Dinov2Config, Dinov2Model
 
 from t2i.encoders.pictures import Preparation, prepare_pictures
 from t2i.encoders.random_weights import randomize
-from t2i.encoders.weights_hash import folder_hash
+from t2i.encoders.weights_hash import folder_hash, no_weights
 
 SIZE = 224  # whatever size the model was last trained at
 MEAN = (0.485, 0.456, 0.406)
@@ -54,9 +54,12 @@ def load_dinov2(name: str, device: torch.device | str = "cpu") -> Dinov2:
     """DINOv2 of a local folder, or of a name on the hub.
 
     Raises:
-        OSError: it is neither; transformers' message says what was looked for.
+        FileNotFoundError: it is neither; says what to get, and where.
     """
-    model = Dinov2Model.from_pretrained(name, dtype=torch.float32)
+    try:
+        model = Dinov2Model.from_pretrained(name, dtype=torch.float32)
+    except OSError as error:
+        raise no_weights("DINOv2", name, error) from None
     is_local = Path(name).is_dir()
     found = folder_hash(Path(name)) if is_local else f"hub:{name}"
     return Dinov2(model.to(device), found, is_published=not is_local)

@@ -21,7 +21,7 @@ from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation,
 
 from t2i.encoders.clip import Clip
 from t2i.encoders.random_weights import randomize
-from t2i.encoders.weights_hash import folder_hash
+from t2i.encoders.weights_hash import folder_hash, no_weights
 from t2i.evaluation.geneval import CLASSES, COLORS, Detection
 
 SHORT_SIDE, LONG_SIDE, DIVISOR = 800, 1333, 32  # pixels of a picture for Mask2Former
@@ -161,10 +161,13 @@ def load_detector(name: str, clip: Clip, device: torch.device) -> Detector:
     """Mask2Former of a local folder, or of a name on the hub.
 
     Raises:
-        OSError: it is neither.
+        FileNotFoundError: it is neither; says what to get, and where.
         ValueError: it does not tell COCO's 80 classes.
     """
-    model = Mask2FormerForUniversalSegmentation.from_pretrained(name, dtype=torch.float32)
+    try:
+        model = Mask2FormerForUniversalSegmentation.from_pretrained(name, dtype=torch.float32)
+    except OSError as error:
+        raise no_weights("Mask2Former", name, error) from None
     if model.config.num_labels != len(CLASSES):
         raise ValueError(
             f"{name} tells {model.config.num_labels} classes; GenEval needs COCO's {len(CLASSES)}: "

@@ -109,11 +109,14 @@ def draw_heat_map(rows: Rows, title: str, path: Path) -> None:
         values[ys.index(row[y_axis]), xs.index(row[x_axis])] = row["value"]
     is_higher = rows[0]["better"] == "higher"
     figure, axes = plt.subplots(figsize=(1.5 + 0.9 * len(xs), 1.5 + 0.7 * len(ys)))
-    axes.imshow(values, cmap="viridis" if is_higher else "viridis_r", origin="lower", aspect="auto")
+    colors = "viridis" if is_higher else "viridis_r"
+    shown = axes.imshow(values, cmap=colors, origin="lower", aspect="auto")
     best = np.nanargmax(values) if is_higher else np.nanargmin(values)
     for (y, x), value in np.ndenumerate(values):
         if np.isfinite(value):
-            axes.text(x, y, f"{value:.3g}", ha="center", va="center", color="white", fontsize=9)
+            is_bright = sum(shown.cmap(shown.norm(value))[:3]) > 1.5
+            ink = "black" if is_bright else "white"
+            axes.text(x, y, f"{value:.3g}", ha="center", va="center", color=ink, fontsize=9)
         if y * len(xs) + x == best:
             axes.add_patch(plt.Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, color="red", lw=2))
     axes.set(xlabel=x_axis, ylabel=y_axis, title=f"{rows[0]['score_name']}\n{title}")

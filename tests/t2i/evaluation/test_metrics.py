@@ -348,6 +348,29 @@ def test_dpg_asks_internvl(
         run("dpg", one, *arguments)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("clip",), r"no CLIP in a folder .* get model\.safetensors \(SHA-256 a2bf730a"),
+        (
+            ("fdd", "--reference", "x"),
+            r"no DINOv2 .* files of https://huggingface\.co/facebook/dinov2",
+        ),
+        (("cmmd", "--reference", "x"), "openai/clip-vit-large-patch14-336: no CLIP"),
+    ],
+)
+def test_a_missing_model_is_named_with_its_source(
+    arguments: tuple[str, ...],
+    message: str,
+    two_sets: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    metric, *others = arguments
+    with pytest.raises(FileNotFoundError, match=message):
+        main([metric, str(two_sets[0]), *others])
+
+
 def test_metrics_of_prompts_refuse_pictures_without_any(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "0.png")
     for metric in ("shapes", "clip", "geneval", "preference", "dpg"):
