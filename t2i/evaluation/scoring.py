@@ -24,7 +24,7 @@ from t2i.evaluation.picture_sets import PictureSet, Policy, read_batches
 
 if TYPE_CHECKING:
     from t2i.evaluation.evaluation_config import ReadingConfig
-    from t2i.evaluation.metric import Scorer, Scores, Weights
+    from t2i.evaluation.metric import Scorer, Scores
 
 logger = get_logger("evaluate")
 INDICES = "indices"  # beside the rows: which pictures they are of
@@ -80,20 +80,27 @@ def score_set(scorer: Scorer, pictures: PictureSet, context: Context, label: str
 
 
 def rows_of(
-    scorer: Scorer, pictures: PictureSet, context: Context, label: str
+    scorer: Scorer,
+    pictures: PictureSet,
+    context: Context,
+    label: str,
+    indices: Sequence[int] | None = None,
 ) -> dict[str, Tensor]:
     """Rows of all pictures, in order, and the pictures' numbers as `INDICES`.
 
     With a cache they are computed once for the same files, weights and way of making rows.
+
+    Args:
+        indices: numbers of the pictures that are wanted, ascending; None = all.
     """
     remembered = None
     if context.cache is not None:
-        key = rows_key(scorer.rows_name, scorer.weights, pictures, context.policy)
+        key = rows_key(scorer, pictures, context.policy, indices)
         remembered = context.cache / f"{scorer.rows_name.split()[0]}-{key}.safetensors"
         if remembered.is_file():
             logger.info("%s: rows of %s are remembered (%s)", label, pictures.path, remembered)
             return load_file(remembered)
-    rows = _gathered(_own_rows(scorer, pictures, context, label))
+    rows = _gathered(_own_rows(scorer, pictures, context, label, indices))
     if remembered is not None and process_state().is_main_process:
         remembered.parent.mkdir(parents=True, exist_ok=True)
         temporary = remembered.with_suffix(".tmp")
@@ -102,10 +109,13 @@ def rows_of(
     return rows
 
 
-def rows_key(rows_name: str, weights: Sequence[Weights], pictures: PictureSet, policy: str) -> str:
+def rows_key(
+    scorer: Scorer, pictures: PictureSet, policy: Policy, indices: Sequence[int] | None = None
+) -> str:
     """16 hex digits of all that rows depend on: the files' bytes, the prompts, the networks."""
-    digest = hashlib.sha256(repr((rows_name, policy, pictures.prompts)).encode())
-    for one in weights:
+    asked = scorer.rows_name, policy, pictures.prompts, indices
+    digest = hashlib.sha256(repr(asked).encode())
+    for one in scorer.weights:
         digest.update(one.hash.encode())
     digest.update(pictures_hash(pictures).encode())
     return digest.hexdigest()[:16]
@@ -120,11 +130,16 @@ def pictures_hash(pictures: PictureSet) -> str:
 
 
 def _own_rows(
-    scorer: Scorer, pictures: PictureSet, context: Context, label: str
+    scorer: Scorer,
+    pictures: PictureSet,
+    context: Context,
+    label: str,
+    indices: Sequence[int] | None,
 ) -> dict[str, Tensor]:
     """Rows of this process's pictures: every n-th of n processes."""
     state = process_state()
-    own = range(state.process_index, pictures.num, state.num_processes)
+    wanted = range(pictures.num) if indices is None else indices
+    own = wanted[state.process_index :: state.num_processes]
     batches: list[Mapping[str, Tensor]] = []
     with torch.inference_mode(), progress(label, total=len(own), unit="pictures") as bar:
         reader = read_batches(

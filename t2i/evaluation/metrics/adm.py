@@ -50,6 +50,11 @@ class AdmSettings(Section):
     other_weights: bool = Field(
         default=False, description="take a file that is not the published one"
     )
+    reference_rows: int = Field(
+        default=10_000,
+        ge=4,
+        description="pictures of a larger reference that precision and recall are taken of",
+    )
     draws: int = Field(
         default=20, ge=0, description="bootstrap draws for the Frechet distances; 0 = none"
     )
@@ -109,7 +114,9 @@ class AdmScorer(InceptionRows):
 
         super().__init__(settings, context)
         self.settings, self.context = settings, context
-        self.reference = Reference(settings.reference, self, context)
+        self.reference = Reference(
+            settings.reference, self, context, ("pool3", "spatial"), settings.reference_rows
+        )
 
     def score(self, rows: Mapping[str, Tensor], prompts: Sequence[str] | None) -> Scores:
         scores = [

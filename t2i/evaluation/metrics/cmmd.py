@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 DESCRIPTION = """
 Squared maximum mean discrepancy of CLIP ViT-L/14's embeddings at 336 pixels, Gaussian kernel of width
 10, times 1,000 (Jayasumana et al., 2024). It supposes no Gaussian features and settles with a few
-thousand pictures. The middle square of each picture counts.
+thousand pictures; of a larger reference 10,000 are taken. The middle square of each picture counts.
 
   python -m t2i.evaluate cmmd SAMPLES --reference PICTURES --weights openai/clip-vit-large-patch14-336
   python -m t2i.evaluate cmmd SAMPLES --reference PICTURES --random-weights 0     tries the way
@@ -52,7 +52,7 @@ class CmmdScorer:
         )
         self.weights = (Weights("CLIP", self.clip.weights_hash, self.clip.is_published),)
         self.draws = settings.draws
-        self.reference = Reference(settings.reference, self, context)
+        self.reference = Reference(settings.reference, self, context, ("embedding",))
 
     def rows(self, pictures: Sequence[Picture]) -> dict[str, Tensor]:
         """``embedding`` (B, D) of length 1."""

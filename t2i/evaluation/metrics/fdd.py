@@ -51,7 +51,7 @@ class FddScorer:
         found = self.network
         self.weights = (Weights("DINOv2", found.weights_hash, found.is_published),)
         self.draws = settings.draws
-        self.reference = Reference(settings.reference, self, context)
+        self.reference = Reference(settings.reference, self, context, ("class_token",))
 
     def rows(self, pictures: Sequence[Picture]) -> dict[str, Tensor]:
         """``class_token`` (B, D)."""
