@@ -41,6 +41,7 @@ def test_a_fault_without_exactly_one_place_is_refused(text: str) -> None:
         REWORDED.planted(text)
 
 
+@pytest.mark.slow
 def test_a_fault_is_killed_and_a_harmless_change_survives(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

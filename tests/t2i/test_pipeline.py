@@ -53,6 +53,7 @@ def test_an_image_depends_on_its_prompt_and_seed_only(pipeline: TextToImagePipel
         torch.testing.assert_close(together[1:], alone, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_compiled_blocks_make_the_same_images(pipeline_folder: Path) -> None:
     """At more shapes than torch compiles by default: two branches, six steps of a schedule each."""
     pipeline = TextToImagePipeline.from_pretrained(pipeline_folder)

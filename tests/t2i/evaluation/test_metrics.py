@@ -75,6 +75,7 @@ def distance_within_span(one: np.ndarray, other: np.ndarray) -> float:
     return float(step @ step + np.trace(sum(covariances)) - 2 * np.trace(root).real)
 
 
+@pytest.mark.slow
 def test_adm_writes_all_five_numbers(
     two_sets: tuple[Path, Path],
     run: Callable[..., dict[str, Score]],

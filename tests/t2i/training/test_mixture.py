@@ -309,6 +309,7 @@ def test_model_guidance_learns_the_guided_field(plain: Trained) -> None:
     assert spread(sample(taught.field(0))) < 0.95 * spread(sample(plain.field(0)))
 
 
+@pytest.mark.slow
 def test_a_scale_aware_network_is_cfg_at_the_scale_that_it_is_fed(plain: Trained) -> None:
     net = MixtureNet(scale_input=True)
     net.load_state_dict(net.state_dict() | plain.net.state_dict())

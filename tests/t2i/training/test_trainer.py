@@ -74,6 +74,7 @@ def test_the_gradient_is_that_of_the_whole_batch(
         assert difference < 1e-5, (name, float(difference))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("zero_stage", "precision"), [(1, "bf16"), (2, "fp32"), (3, "fp32")])
 def test_gradients_are_clipped_to_the_configs_norm(
     zero_stage: int, precision: str, tmp_path: Path, process_group: None
