@@ -165,6 +165,7 @@ def test_photo_shards_hold_the_served_bytes_and_the_original_columns(
     assert num_samples == 60
 
 
+@pytest.mark.slow
 def test_photos_get_captions_and_latents_or_a_reason(photos: StepOutput, tmp_path: Path) -> None:
     """By the nano models, which know only toy scenes: what they write is of no matter here. One
     shard is captioned, the others wait."""

@@ -73,6 +73,7 @@ def test_training_computes_what_it_computed_before(tmp_path: Path, process_group
     assert is_golden(found), found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES)
 def test_the_golden_file_shows_a_change(change: str, tmp_path: Path, process_group: None) -> None:
     assert not is_golden(train(tmp_path, 15, change))

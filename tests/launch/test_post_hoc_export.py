@@ -67,6 +67,7 @@ def export(root: Path, *flags: str) -> int:
     return run_command(main, ["--config", str(root / "tracked" / "config.yaml"), *flags])
 
 
+@pytest.mark.slow
 def test_a_width_that_was_not_tracked(root: Path) -> None:
     assert export(root, "--width", str(WIDTH)) == 0
     folder = root / "tracked" / "export"
@@ -95,6 +96,7 @@ def test_a_width_that_was_not_tracked(root: Path) -> None:
     assert "| images seen | 80 |" in card
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
@@ -118,6 +120,7 @@ def test_what_cannot_be_is_one_line(
     assert not (root / "refused").exists()
 
 
+@pytest.mark.slow
 def test_a_run_may_not_change_its_widths(root: Path) -> None:
     path = root / "tracked" / "config.yaml"
     changed = load_config(
@@ -128,6 +131,7 @@ def test_a_run_may_not_change_its_widths(root: Path) -> None:
         train_stage(1, stage, changed.training, changed.loader, changed, device)
 
 
+@pytest.mark.slow
 def test_weights_and_width_are_one_choice(root: Path) -> None:
     with pytest.raises(SystemExit):
         export(root, "--weights", "ema", "--width", "0.1")

@@ -46,6 +46,7 @@ def train(folder: Path, processes: int, *overrides: str) -> subprocess.Completed
     )
 
 
+@pytest.mark.slow
 def test_rows_take_turns_on_one_engine(tmp_path: Path) -> None:
     done = train(tmp_path, 1, "t2i.training.precision=fp32", "t2i.models.tr_dit.text_width=192")
     assert done.returncode == 0, done.stderr

@@ -70,6 +70,7 @@ def test_three_merged_are_one() -> None:
     check(whole.statistics(), features())
 
 
+@pytest.mark.slow
 def test_three_processes_are_one(tmp_path: Path) -> None:
     np.save(tmp_path / "features.npy", features())
     arguments = [str(tmp_path / "store"), str(tmp_path / "features.npy")]

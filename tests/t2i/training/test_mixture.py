@@ -235,6 +235,7 @@ def zero(x_BC: Tensor, time: float, step: int) -> Tensor:
     return torch.zeros_like(x_BC)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", [0, NULL])
 def test_the_true_velocity_agrees_with_the_score(label: int) -> None:
     """Tweedie: z^ = -(1 - t) score, x^ = (x_t - (1 - t) z^) / t, v = x^ - z^."""
@@ -246,6 +247,7 @@ def test_the_true_velocity_agrees_with_the_score(label: int) -> None:
         torch.testing.assert_close(true_velocity(x_t, time, label), data - noise)
 
 
+@pytest.mark.slow
 def test_the_true_velocity_carries_noise_to_the_mixture() -> None:
     samples = sample(truth(0))
     assert spread(samples) == pytest.approx(math.sqrt(2) * STD, rel=0.05)
@@ -253,6 +255,7 @@ def test_the_true_velocity_carries_noise_to_the_mixture() -> None:
     assert share == pytest.approx(0.5, abs=0.05), "a standard deviation is 0.016"
 
 
+@pytest.mark.slow
 def test_flow_matching_learns_the_true_velocity(plain: Trained) -> None:
     for label, bound in ((0, 0.15), (NULL, 0.3)):
         size = distance(truth(label), zero)
@@ -260,6 +263,7 @@ def test_flow_matching_learns_the_true_velocity(plain: Trained) -> None:
     assert (sample(plain.field(0)) - sample(truth(0))).norm(dim=1).mean() < 0.08
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_cfg_moves_samples_into_the_class_as_the_true_field_says(plain: Trained) -> None:
     unguided, guided = sample(plain.field(0)), sample(guide(plain.field(0), plain.field(NULL), 2.0))
@@ -272,6 +276,7 @@ def test_cfg_moves_samples_into_the_class_as_the_true_field_says(plain: Trained)
     assert (guided - expected).norm(dim=1).mean() < 0.8 * (unguided - expected).norm(dim=1).mean()
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_weaker_branch_pushes_samples_to_higher_density(plain: Trained) -> None:
     """Both branches know the class; the weak one skips 80 % of the hidden tokens."""
@@ -294,6 +299,7 @@ def closest_omega(plain: Trained, field: Field) -> float:
     )
 
 
+@pytest.mark.slow
 def test_model_guidance_learns_the_guided_field(plain: Trained) -> None:
     """At the fixed point u' = u_c + (w - 1) (u' - u_null) the network is CFG at 1 / (2 - w)."""
     net = MixtureNet()
