@@ -2,7 +2,7 @@
 # Set up, then lint, type-check and run the tests, side by side on the machine's cores.
 #
 #   bash launch/test.sh              all but the few tests marked "long"
-#   bash launch/test.sh --quick      nor those marked "slow", which take more than ten seconds
+#   bash launch/test.sh --quick      nor those marked "slow", which take some seconds or more
 #   bash launch/test.sh --all        everything, as continuous integration does
 #   bash launch/test.sh [--quick | --all] [pytest arguments]
 #
