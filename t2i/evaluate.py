@@ -142,27 +142,19 @@ def describe(
 
 def compare_pairs(scores: Mapping[str, Scores], sets: Sequence[PictureSet]) -> list[str]:
     """For each set of the first one's prompts and seeds: its means minus the first one's."""
-    from t2i import rng
-    from t2i.evaluation.intervals import paired_interval
+    from t2i.evaluation.set_scores import paired_differences
 
     (first_name, first), *others = zip(scores, sets, strict=True)
-    lines = []
+    lines: list[str] = []
     for name, pictures in others:
-        if first.prompts is None or (first.prompts, first.seeds) != (
-            pictures.prompts,
-            pictures.seeds,
-        ):
+        if not first.is_paired_with(pictures):
             continue
-        for score, own in scores[name].per_picture.items():
-            base = scores[first_name].per_picture[score]
-            if len(base) != len(own) or len(set(first.prompts)) < 2:
-                continue
-            generator = rng.generator(0, "bootstrap", 0, 0)
-            found = paired_interval(own, base, generator, first.prompts)
-            lines.append(
-                f"{score}: {name} minus {first_name}, pair by pair: "
-                f"{found.value:+.4g} ({found.low:+.3g} to {found.high:+.3g})"
-            )
+        own, base = scores[name].per_picture, scores[first_name].per_picture
+        lines += [
+            f"{score}: {name} minus {first_name}, pair by pair: "
+            f"{found.value:+.4g} ({found.low:+.3g} to {found.high:+.3g})"
+            for score, found in paired_differences(own, base, first.prompts or ())
+        ]
     return lines
 
 

@@ -9,11 +9,11 @@ import io
 import json
 import os
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -27,7 +27,6 @@ logger = get_logger("evaluate")
 
 # What becomes of pictures that are not whole RGB of 8 bits of the first one's size.
 Policy = Literal["refuse", "skip", "convert"]
-POLICIES: tuple[Policy, ...] = get_args(Policy)
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 LOSSY_ENDINGS = (".jpg", ".jpeg", ".webp")
 NUM_NAMED = 3  # files that a message names
@@ -59,7 +58,6 @@ class PictureSet:
         path: a folder, or an .npz file.
         files: of a folder; empty for an .npz.
         prompts: one a picture, or None.
-        metadata: what made the pictures (guidance, steps, ...), if all agree; the seed is left out.
         seeds: one a picture, or None.
         num: pictures in it.
     """
@@ -68,8 +66,12 @@ class PictureSet:
     files: tuple[Path, ...]
     prompts: tuple[str, ...] | None
     num: int
-    metadata: Mapping[str, str] = field(default_factory=dict)
     seeds: tuple[int, ...] | None = None
+
+    def is_paired_with(self, other: PictureSet) -> bool:
+        """Whether picture i of both is of the same prompt and seed."""
+        own = self.prompts, self.seeds
+        return self.prompts is not None and own == (other.prompts, other.seeds)
 
 
 def open_set(path: Path) -> PictureSet:
@@ -112,14 +114,11 @@ def _pictures_below(folder: Path) -> Iterator[Path]:
 
 def _open_samples(folder: Path) -> PictureSet:
     lines = [json.loads(line) for line in (folder / IMAGE_LIST).read_text().splitlines()]
-    own = ("file", "prompt", "seed")
-    settings = [{key: value for key, value in line.items() if key not in own} for line in lines]
     return PictureSet(
         path=folder,
         files=tuple(folder / line["file"] for line in lines),
         prompts=tuple(line["prompt"] for line in lines),
         num=len(lines),
-        metadata=settings[0] if all(other == settings[0] for other in settings) else {},
         seeds=tuple(int(line["seed"]) for line in lines),
     )
 

@@ -8,15 +8,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from t2i import rng
-from t2i.evaluation.intervals import paired_interval
 from t2i.evaluation.picture_sets import PictureSet, open_set
 from t2i.evaluation.registry import main_scores
 from t2i.evaluation.results import score_of
 from t2i.evaluation.score_files import format_score, read_scores, score_file
+from t2i.evaluation.set_scores import paired_differences
 from t2i.evaluation.sweeps import SETTINGS, draw_sweep, pick_score
 from t2i.html import data_uri, image_uri, render_page
-from t2i.sampling.image_folder import read_image
+from t2i.sampling.image_folder import IMAGE_LIST, read_image
 
 Rows = Sequence[Mapping[str, Any]]
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
@@ -144,21 +143,18 @@ def pairs(rows: Rows, metric: str) -> list[str]:
     folders = list(dict.fromkeys((row["run"], Path(row["folder"])) for row in rows))
     opened = [(run, folder, _open(folder)) for run, folder in folders]
     (_, first_folder, first), *others = opened
-    if first is None or first.prompts is None or len(set(first.prompts)) < 2:
+    if first is None:
         return []
     base = _per_picture(first_folder, metric)
-    lines = []
+    lines: list[str] = []
     for run, folder, pictures in others[:MAX_PAIRS]:
-        if pictures is None or (pictures.prompts, pictures.seeds) != (first.prompts, first.seeds):
+        if pictures is None or not first.is_paired_with(pictures):
             continue
-        for name, values in _per_picture(folder, metric).items():
-            if name not in base or len(values) != len(base[name]):
-                continue
-            generator = rng.generator(0, "bootstrap", 0, 0)
-            found = paired_interval(values, base[name], generator, first.prompts)
-            lines.append(
-                f"{name}: {run} {found.value:+.4g} ({found.low:+.3g} to {found.high:+.3g})"
-            )
+        own = _per_picture(folder, metric)
+        lines += [
+            f"{name}: {run} {found.value:+.4g} ({found.low:+.3g} to {found.high:+.3g})"
+            for name, found in paired_differences(own, base, first.prompts or ())
+        ]
     return lines
 
 
@@ -199,10 +195,9 @@ def sample_grid(
     columns: dict[str, PictureSet] = {}
     for run, folder in dict.fromkeys((row["run"], row["folder"]) for row in rows):
         pictures = _open(Path(folder))
-        if pictures is None or pictures.prompts is None:
+        if pictures is None:
             continue
-        first = next(iter(columns.values()), pictures)
-        if (pictures.prompts, pictures.seeds) == (first.prompts, first.seeds):
+        if next(iter(columns.values()), pictures).is_paired_with(pictures):
             columns[run] = pictures
         if len(columns) == num_columns:
             break
@@ -226,7 +221,7 @@ def _small(file: Path) -> Any:
 
 def _open(folder: Path) -> PictureSet | None:
     """A run's pictures, if they were kept."""
-    return open_set(folder) if (folder / "images.jsonl").is_file() else None
+    return open_set(folder) if (folder / IMAGE_LIST).is_file() else None
 
 
 def _per_picture(folder: Path, metric: str) -> Mapping[str, Sequence[float]]:

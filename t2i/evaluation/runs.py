@@ -90,11 +90,9 @@ class Run:
     def run(self) -> list[dict[str, Any]]:
         """Rows of the table, on the first process; the others have none."""
         rows: list[dict[str, Any]] = []
-        for name, config in self.configs.items():
+        for number, (name, config) in enumerate(self.configs.items(), start=1):
             folder = Path(self.evaluation.output) / name
-            logger.info(
-                "%s (%d of %d)", name, list(self.configs).index(name) + 1, len(self.configs)
-            )
+            logger.info("%s (%d of %d)", name, number, len(self.configs))
             if self.evaluation.keep == "pictures":
                 scores = self._by_pictures(config, folder)
             else:

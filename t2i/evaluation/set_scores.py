@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
 from torch import Tensor
 
 from t2i import rng
-from t2i.evaluation.intervals import ENDS, mean_interval, ratio_draws, resampled_interval
+from t2i.evaluation.intervals import (
+    ENDS,
+    Interval,
+    mean_interval,
+    paired_interval,
+    ratio_draws,
+    resampled_interval,
+)
 from t2i.evaluation.metric import Score, Scores
 
 Better = Literal["higher", "lower"]
@@ -92,3 +99,20 @@ def score_of_groups(
         return [*scores, Score("overall", overall, None, None, num, "prompts", better, is_share)]
     low, high = (float(end) for end in np.quantile(np.mean(draws, axis=0), ENDS))
     return [*scores, Score("overall", overall, low, high, num, "prompts", better, is_share)]
+
+
+def paired_differences(
+    own: Mapping[str, Sequence[float]], base: Mapping[str, Sequence[float]], prompts: Sequence[str]
+) -> Iterator[tuple[str, Interval]]:
+    """For each number that two sets of the same prompts and seeds have of every picture: own - base.
+
+    Args:
+        own, base: `Scores.per_picture` of the two.
+        prompts: of the pictures; of fewer than two different ones there is no difference to tell.
+    """
+    if len(set(prompts)) < 2:
+        return
+    for name, values in own.items():
+        if name in base and len(values) == len(base[name]):
+            generator = rng.generator(0, "bootstrap", 0, 0)
+            yield name, paired_interval(values, base[name], generator, prompts)

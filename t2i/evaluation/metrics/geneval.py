@@ -31,8 +31,8 @@ prompts. Prompts are made pictures by
   python -m t2i.evaluate geneval SAMPLES --metadata evaluation_metadata.jsonl
 
 The detector is Mask2Former (the original's is mmdetection's copy of the same model), colours are told
-by CLIP ViT-L/14. --detector shapes judges the same tasks in the Shapes world without any network;
---layout lays the pictures out as the original's
+by CLIP ViT-L/14. --detector shapes judges the same tasks in the Shapes world without any network, with
+prompts of python -m t2i.evaluation.shapes_geneval FILE. --layout lays the pictures out as the original's
 evaluation/evaluate_images.py reads them.
 """
 NANO_VAE = str(ASSETS_FOLDER / "nano" / "vae")
