@@ -12,8 +12,9 @@ from t2i.benchmarks.rows import Case, Row
 from t2i.encoders.vae_config import VAEConfig
 from t2i.guidance.branches import Guidance, plan
 from t2i.guidance.methods import make_guidance
-from t2i.models.costs.macs import forward_macs, from_route_macs, shared_macs
+from t2i.models.costs.macs import forward_macs
 from t2i.models.tr_dit_config import TRDiTConfig
+from t2i.sampling.image_flops import predictions_macs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,12 +64,9 @@ class Subject:
 
     def step_flops(self, guidance: Guidance) -> float:
         """Executed FLOPs of a guided step for one image: shared layers once per condition."""
-        arguments = self.config, self.num_tokens, self.settings.text_tokens
         wanted = plan(guidance, TIMESTEP, TIMESTEP)
-        shared = {(one.network, one.condition, one.drop_blocks) for one in wanted}
-        macs = len(shared) * shared_macs(*arguments)
-        macs += sum(from_route_macs(*arguments, one.gamma) for one in wanted)
-        return 2.0 * macs
+        tokens = self.num_tokens, self.settings.text_tokens
+        return 2.0 * predictions_macs(self.config, wanted, *tokens)
 
 
 def forward_cases(subject: Subject) -> list[Case]:

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, Literal
 
-from t2i.guidance.schedules import Schedule, constant
+from t2i.guidance.schedules import ZERO, Schedule
+from t2i.guidance.weaknesses import NO_WEAKNESS, BlockChoice, Kind, Weakness
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,8 +27,8 @@ Network = Literal["main", "aux"]
 # of one step have the same step fraction, those of different steps different ones
 Combine = Callable[[Sequence["Tensor"], "Tensor", float, float], "Tensor"]
 Coefficients = Callable[[float], tuple[float, ...]]
-
-DENSE = constant(0.0)
+# a number that may change over the steps, or which blocks
+Setting = Schedule | BlockChoice
 
 
 @dataclass(frozen=True)
@@ -39,15 +40,14 @@ class Branch:
         gamma: fraction of tokens that skip the routed layers, in [0, 1).
         draw: name of the routing draw. Branches of the same name and gamma drop the same tokens.
         network: which network predicts.
-        drop_blocks: fraction of the network's blocks that are left out, drawn anew at each step,
-            never block 0; in [0, 1).
+        weakness: what else the network does worse.
     """
 
     condition: Condition = "text"
-    gamma: Schedule = DENSE
+    gamma: Schedule = ZERO
     draw: str = "strong"
     network: Network = "main"
-    drop_blocks: Schedule = DENSE
+    weakness: Weakness = NO_WEAKNESS
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Guidance:
     branches: tuple[Branch, ...]
     coefficients: Coefficients
     name: str = "custom"
-    settings: Mapping[str, Schedule] = field(default_factory=dict)
+    settings: Mapping[str, Setting] = field(default_factory=dict)
     interval: tuple[float, float] = (0.0, 1.0)
     new_combine: Callable[[], Combine] | None = None
 
@@ -86,6 +86,10 @@ class Guidance:
         """The conditions that the branches ask for, each once."""
         return tuple(dict.fromkeys(branch.condition for branch in self.branches))
 
+    def weakens(self, kind: Kind) -> bool:
+        """Whether a branch is weakened in this way."""
+        return any(branch.weakness.kind == kind for branch in self.branches)
+
     def is_active(self, timestep: float) -> bool:
         """Whether t lies in the interval."""
         return self.interval[0] <= timestep <= self.interval[1]
@@ -99,7 +103,7 @@ class Evaluation:
     gamma: float
     draw: str
     network: Network
-    drop_blocks: float = 0.0
+    weakness: Weakness = NO_WEAKNESS
 
 
 def evaluations(guidance: Guidance, fraction: float) -> tuple[Evaluation, ...]:
@@ -116,8 +120,8 @@ def evaluations(guidance: Guidance, fraction: float) -> tuple[Evaluation, ...]:
                 f"{guidance}: gamma is {gamma:g} at step fraction {fraction:g}, must be in [0, 1)"
             )
         draw = branch.draw if gamma else ""  # a dense branch draws nothing
-        drop_blocks = branch.drop_blocks(fraction)
-        result.append(Evaluation(branch.condition, gamma, draw, branch.network, drop_blocks))
+        weakness = branch.weakness.at(fraction)
+        result.append(Evaluation(branch.condition, gamma, draw, branch.network, weakness))
     return tuple(result)
 
 
@@ -143,14 +147,14 @@ def plan(guidance: Guidance, timestep: float, fraction: float) -> dict[Evaluatio
 def batches(
     wanted: Sequence[Evaluation], num_kept: Callable[[float], int]
 ) -> list[tuple[Evaluation, ...]]:
-    """Group predictions that one forward can compute: same network, blocks, number of kept tokens.
+    """Group predictions that one forward can compute: same network, weakness, number of kept tokens.
 
     Args:
         wanted: distinct evaluations.
         num_kept: gamma -> tokens that run the routed layers.
     """
 
-    def shape(evaluation: Evaluation) -> tuple[str, float, int]:
-        return evaluation.network, evaluation.drop_blocks, num_kept(evaluation.gamma)
+    def shape(evaluation: Evaluation) -> tuple[str, str, int]:
+        return evaluation.network, repr(evaluation.weakness), num_kept(evaluation.gamma)
 
     return [tuple(group) for _, group in groupby(sorted(wanted, key=shape), key=shape)]

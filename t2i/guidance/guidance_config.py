@@ -5,22 +5,24 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 
 from t2i.config import Section
-from t2i.guidance.branches import Guidance
+from t2i.guidance.branches import Guidance, Setting
 from t2i.guidance.methods import make_guidance
-from t2i.guidance.schedules import Schedule, ScheduleField
+from t2i.guidance.schedules import ScheduleField
+from t2i.guidance.weaknesses import BlockChoiceField
 
 
 class GuidanceConfig(Section):
     """A method by name, and settings that differ from the method's defaults.
 
-    Each setting is a number or a schedule over the steps, see `t2i.guidance.schedules`.
+    Each setting is a number or a schedule over the steps, see `t2i.guidance.schedules`; ``blocks`` is
+    a list of numbers, see `t2i.guidance.weaknesses`.
     """
 
     name: str = "sg"
     omega: ScheduleField | None = Field(None, description="scale; 1 means no guidance")
     gamma_strong: ScheduleField | None = None
     gamma_weak: ScheduleField | None = None
-    # of direct, inner, compositional, ip2p
+    # of direct, inner, compositional, ip2p; the former also of slg, pag, tpg, ssg
     cfg_weight: ScheduleField | None = None
     sg_weight: ScheduleField | None = None
     # of s2
@@ -30,6 +32,15 @@ class GuidanceConfig(Section):
     eta: ScheduleField | None = None
     radius: ScheduleField | None = None
     momentum: ScheduleField | None = None
+    # of cfg_zero
+    zero_steps: ScheduleField | None = None
+    # of fdg
+    omega_high: ScheduleField | None = None
+    # of cfg+ig, sg+ig
+    internal_omega: ScheduleField | None = None
+    # of slg, pag, tpg, ssg
+    blocks: BlockChoiceField | None = None
+    swap_ratio: ScheduleField | None = None
     interval: tuple[float, float] = Field((0.0, 1.0), description="guide for t in this range")
 
     @model_validator(mode="after")
@@ -37,7 +48,7 @@ class GuidanceConfig(Section):
         self.build()
         return self
 
-    def given(self) -> dict[str, Schedule]:
+    def given(self) -> dict[str, Setting]:
         """The settings that were given."""
         return {
             key: value

@@ -1,4 +1,4 @@
-"""Adaptive projected guidance: the one rule that is not a fixed sum of predictions.
+"""Rules that are no fixed sum of predictions: adaptive projected guidance, CFG-Zero*.
 
 Works on tensors (B, ...) through their own methods, so torch is not imported here.
 """
@@ -59,6 +59,35 @@ class AdaptiveProjection:
         parallel = project(difference, estimate)
         update = difference - parallel + self.eta(fraction) * parallel
         return conditional + (self.omega(fraction) - 1) / to_data * update
+
+
+class RescaledNull:
+    """CFG-Zero* (arXiv 2503.18886, algorithm 1) for one trajectory.
+
+    The unconditional velocity is scaled, per sample, to the length at which it is nearest to the
+    conditional one; and the first steps do not move, since early velocities are the least certain.
+
+    Args:
+        omega: guidance scale; at 1 only the steps that do not move are left.
+        zero_steps: number of steps that do not move. A solver's further evaluations of a step, which
+            have its step fraction, are of the same step.
+    """
+
+    def __init__(self, omega: Schedule, zero_steps: Schedule) -> None:
+        self.omega = omega
+        self.zero_steps = zero_steps
+        self.fractions: set[float] = set()  # of the steps up to the one at hand
+
+    def __call__(
+        self, predictions: Sequence[Tensor], x_t: Tensor, timestep: float, fraction: float
+    ) -> Tensor:
+        """The guided velocity from the conditional and the unconditional one."""
+        conditional, unconditional = predictions
+        self.fractions.add(fraction)
+        if len(self.fractions) <= self.zero_steps(fraction):
+            return conditional * 0.0
+        nearest = project(conditional, unconditional)
+        return nearest + self.omega(fraction) * (conditional - nearest)
 
 
 def norm(x: Tensor) -> Tensor:

@@ -74,6 +74,9 @@ def constant(value: float) -> Schedule:
     return Schedule("constant", ((0.0, float(value)),))
 
 
+ZERO = constant(0.0)
+
+
 def as_schedule(value: float | str | Schedule) -> Schedule:
     """Read a number or the text form.
 

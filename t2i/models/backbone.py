@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 from torch import Tensor, nn
+
+from t2i.models.perturbation import UNPERTURBED, Perturbation
 
 
 class Backbone(Protocol):
@@ -28,7 +30,9 @@ class Backbone(Protocol):
     ) -> Any:
         """x_t, t in [0, 1] and (with a scale input) w to the hidden state before the first block."""
 
-    def before_route(self, hidden: Any, condition: Any, skip_blocks: Sequence[int] = (), /) -> Any:
+    def before_route(
+        self, hidden: Any, condition: Any, perturbation: Perturbation = UNPERTURBED, /
+    ) -> Any:
         """The blocks before the first route."""
 
     def from_route(
@@ -37,7 +41,13 @@ class Backbone(Protocol):
         condition: Any,
         keep_ids_BK: Tensor | None = None,
         keep_mask_BK: Tensor | None = None,
-        skip_blocks: Sequence[int] = (),
+        perturbation: Perturbation = UNPERTURBED,
         /,
     ) -> Tensor:
         """All that follows; the velocity (B, C, H, W)."""
+
+    def internal_velocity(self, hidden: Any, condition: Any, /) -> Tensor:
+        """The internal head's velocity (B, C, H, W), from the state of `before_route`.
+
+        Only of a network whose config says ``internal_after``.
+        """

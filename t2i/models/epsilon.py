@@ -17,12 +17,12 @@ Shape suffixes: B samples, C latent channels, H x W latents, K kept tokens, S st
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from t2i.models.perturbation import UNPERTURBED, Perturbation
 from t2i.models.sit import Hidden, SiT
 
 NUM_STEPS = 1000
@@ -89,10 +89,10 @@ class EpsilonToVelocity(nn.Module):
         return EpsilonHidden(hidden, latents_BCHW, timestep_B)
 
     def before_route(
-        self, hidden: EpsilonHidden, labels_B: Tensor, skip_blocks: Sequence[int] = ()
+        self, hidden: EpsilonHidden, labels_B: Tensor, perturbation: Perturbation = UNPERTURBED
     ) -> EpsilonHidden:
         """The blocks before the first route; arguments as in `SiT.forward`."""
-        of_model = self.model.before_route(hidden.of_model, labels_B, skip_blocks)
+        of_model = self.model.before_route(hidden.of_model, labels_B, perturbation)
         return EpsilonHidden(of_model, hidden.latents_BCHW, hidden.timestep_B)
 
     def from_route(
@@ -101,11 +101,18 @@ class EpsilonToVelocity(nn.Module):
         labels_B: Tensor,
         keep_ids_BK: Tensor | None = None,
         keep_mask_BK: Tensor | None = None,
-        skip_blocks: Sequence[int] = (),
+        perturbation: Perturbation = UNPERTURBED,
     ) -> Tensor:
         """The velocity (B, C, H, W) float32; arguments as in `SiT.forward`."""
         prediction = self.model.from_route(
-            hidden.of_model, labels_B, keep_ids_BK, keep_mask_BK, skip_blocks
+            hidden.of_model, labels_B, keep_ids_BK, keep_mask_BK, perturbation
         )
+        return self._velocity(prediction, hidden)
+
+    def internal_velocity(self, hidden: EpsilonHidden, labels_B: Tensor) -> Tensor:
+        """The internal head's velocity (B, C, H, W) float32."""
+        return self._velocity(self.model.internal_velocity(hidden.of_model, labels_B), hidden)
+
+    def _velocity(self, prediction: Tensor, hidden: EpsilonHidden) -> Tensor:
         epsilon_BCHW = prediction[:, : self.config.in_channels].float()
         return (hidden.latents_BCHW - epsilon_BCHW) / hidden.timestep_B.view(-1, 1, 1, 1)

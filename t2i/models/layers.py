@@ -78,10 +78,21 @@ class SelfAttention(nn.Module):
         self.qk_scale = nn.Parameter(torch.ones(2, width // num_heads))
         self.out = Linear(width, width)
 
-    def forward(self, x_BTD: Tensor, rotation: Rotation, mask: Tensor | None = None) -> Tensor:
-        """Attend among the tokens of `x_BTD`; rows of `rotation` belong to the same tokens."""
+    def forward(
+        self,
+        x_BTD: Tensor,
+        rotation: Rotation,
+        mask: Tensor | None = None,
+        is_identity: bool = False,
+    ) -> Tensor:
+        """Attend among the tokens of `x_BTD`; rows of `rotation` belong to the same tokens.
+
+        `is_identity`: each token attends to itself alone, whatever the queries and keys.
+        """
         qkv_BT3HC = self.qkv(x_BTD).unflatten(-1, (3, self.num_heads, -1))
         qk_BT2HC, value_BTHC = qkv_BT3HC[:, :, :2], qkv_BT3HC[:, :, 2]
+        if is_identity:
+            return self.out(value_BTHC.flatten(2))
         qk_BT2HC = rms_norm(qk_BT2HC) * self.qk_scale.to(qk_BT2HC.dtype).unsqueeze(1)
         # queries and keys turn together: the new dimension is theirs
         together = Rotation(rotation.cos.unsqueeze(-3), rotation.sin.unsqueeze(-3))

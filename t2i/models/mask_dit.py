@@ -9,7 +9,6 @@ K visible tokens, D width, E decoder width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from t2i.models.compilation import compile_each
 from t2i.models.layers import add_scale
 from t2i.models.mask_dit_config import MaskDiTConfig
+from t2i.models.perturbation import UNPERTURBED, Perturbation
 from t2i.models.routing import blocks_left, gather_tokens, scatter_tokens
 from t2i.models.sit import Hidden
 from t2i.models.sit_layers import (
@@ -74,7 +74,7 @@ class MaskDiT(nn.Module):
         labels_B: Tensor,
         keep_ids_BK: Tensor | None = None,
         keep_mask_BK: Tensor | None = None,
-        skip_blocks: Sequence[int] = (),
+        perturbation: Perturbation = UNPERTURBED,
         guidance_scale_B: Tensor | None = None,
     ) -> Tensor:
         """The velocity at (latents, t) for a class.
@@ -86,7 +86,8 @@ class MaskDiT(nn.Module):
             keep_ids_BK: (B, K) int64 ascending tokens that the encoder sees; None = all.
             keep_mask_BK: (B, K) bool, False = a place that only fills up the row of a sample that
                 sees fewer than K tokens (`routing.draw_keep`); None = all are visible.
-            skip_blocks: encoder blocks that are left out for the whole batch (S2 guidance).
+            perturbation: what the encoder's blocks do differently, for the whole batch (weak
+                branches).
             guidance_scale_B: (B,) float32, w of model-guidance (1 = plain, 0 with the null
                 condition), for a model with a scale input and only there.
 
@@ -97,8 +98,8 @@ class MaskDiT(nn.Module):
             ValueError: sizes that do not divide, a missing or unwanted scale.
         """
         hidden = self.embed(latents_BCHW, timestep_B, guidance_scale_B)
-        hidden = self.before_route(hidden, labels_B, skip_blocks)
-        velocity = self.from_route(hidden, labels_B, keep_ids_BK, keep_mask_BK, skip_blocks)
+        hidden = self.before_route(hidden, labels_B, perturbation)
+        velocity = self.from_route(hidden, labels_B, keep_ids_BK, keep_mask_BK, perturbation)
         return velocity.to(latents_BCHW.dtype)
 
     def embed(
@@ -110,7 +111,7 @@ class MaskDiT(nn.Module):
         return Hidden(self.patch(latents_BCHW), time_BD, grid)
 
     def before_route(
-        self, hidden: Hidden, labels_B: Tensor, skip_blocks: Sequence[int] = ()
+        self, hidden: Hidden, labels_B: Tensor, perturbation: Perturbation = UNPERTURBED
     ) -> Hidden:
         """Nothing: tokens are dropped before the first block. Here for guidance plans, as in SiT."""
         return hidden
@@ -121,7 +122,7 @@ class MaskDiT(nn.Module):
         labels_B: Tensor,
         keep_ids_BK: Tensor | None = None,
         keep_mask_BK: Tensor | None = None,
-        skip_blocks: Sequence[int] = (),
+        perturbation: Perturbation = UNPERTURBED,
     ) -> Tensor:
         """Encoder, decoder and head; arguments as in `forward`."""
         condition_BD = F.silu(hidden.time_BD + self.label(labels_B))
@@ -129,8 +130,10 @@ class MaskDiT(nn.Module):
         visible_BKD = hidden.tokens_BTD
         if keep_ids_BK is not None:
             visible_BKD = gather_tokens(visible_BKD, keep_ids_BK)
-        blocks = [self.blocks[i] for i in blocks_left(0, self.config.num_layers, skip_blocks)]
-        visible_BKD = run_blocks(blocks, visible_BKD, condition_BD, recompute, keep_mask_BK)
+        encoder = blocks_left(0, self.config.num_layers, perturbation.skip_blocks)
+        visible_BKD = run_blocks(
+            self.blocks, encoder, visible_BKD, condition_BD, recompute, keep_mask_BK, perturbation
+        )
         tokens_BTE = self.bridge(visible_BKD, condition_BD)
         if keep_ids_BK is not None:
             masks_E = self.mask_embedding.to(tokens_BTE.dtype)
@@ -138,9 +141,14 @@ class MaskDiT(nn.Module):
             tokens_BTE = scatter_tokens(masks_BTE, tokens_BTE, keep_ids_BK, keep_mask_BK)
         positions_TE = sincos_positions(*hidden.grid, self.config.decoder_width, tokens_BTE.device)
         tokens_BTE = tokens_BTE + positions_TE.to(tokens_BTE.dtype)
-        tokens_BTE = run_blocks(self.decoder, tokens_BTE, condition_BD, recompute)
+        decoder = range(self.config.decoder_layers)
+        tokens_BTE = run_blocks(self.decoder, decoder, tokens_BTE, condition_BD, recompute)
         patches_BTP = self.head(tokens_BTE, condition_BD)
         return unpatchify(patches_BTP, hidden.grid, self.config.patch_size)
+
+    def internal_velocity(self, hidden: Hidden, labels_B: Tensor) -> Tensor:
+        """Nothing: there is no head inside. Here for guidance plans, as in SiT."""
+        raise AssertionError("guidance from an internal head is refused before it is asked for")
 
 
 def load_mask_dit(

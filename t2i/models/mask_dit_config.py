@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
+from t2i.models.routes import Routes
 from t2i.models.sit_config import ClassConditionalConfig
 
 
@@ -19,6 +20,9 @@ class MaskDiTConfig(ClassConditionalConfig):
     decoder_heads: int = Field(default=16, ge=1)
 
     num_draws: ClassVar[int] = 1  # of visible tokens in a forward pass
+    # as other families name them: no block is routed, and no head is inside
+    resolved_routes: ClassVar[Routes] = ()
+    internal_after: ClassVar[int | None] = None
 
     @model_validator(mode="after")
     def _decoder_width_divides(self) -> Self:

@@ -8,6 +8,8 @@ from typing import Literal
 Routes = tuple[tuple[int, int], ...]
 # How samples draw the tokens that they keep, see `t2i.models.routing.draw_keep`.
 RoutingDraw = Literal["fixed", "bernoulli"]
+# What becomes of tokens where a route ends, see `t2i.models.fusion`.
+AfterRoute = Literal["put_back", "fuse"]
 
 
 def resolve_routes(routes: Routes, num_layers: int) -> Routes:
@@ -46,6 +48,35 @@ def count_draws(routes: Routes, draw_per_route: bool) -> int:
             "several routes, such as [[2, 10], [12, 30]]"
         )
     return len(routes) if draw_per_route else 1
+
+
+def check_fusion(after_route: AfterRoute, routes: Routes) -> None:
+    """Refuse a fusion where there is not one place for it.
+
+    Raises:
+        ValueError: fused tokens of a model with no route or several.
+    """
+    if after_route == "fuse" and len(routes) != 1:
+        raise ValueError(
+            f"after_route fuse joins the states before and after one route, there are {len(routes)}; "
+            "give one, such as [[2, -3]], or set after_route to put_back"
+        )
+
+
+def check_internal_head(internal_after: int | None, routes: Routes, num_layers: int) -> None:
+    """Refuse an internal head where not all tokens have a state.
+
+    Raises:
+        ValueError: it is not before the (resolved) routes, or has no block after it.
+    """
+    if internal_after is None:
+        return
+    last = min(first_routed(routes, num_layers), num_layers - 1) - 1
+    if internal_after > last:
+        place = "before the route, where all tokens are" if routes else "before the last block"
+        raise ValueError(
+            f"internal_after {internal_after}: the internal head must lie {place}: 0 to {last}"
+        )
 
 
 def first_routed(routes: Routes, num_layers: int) -> int:

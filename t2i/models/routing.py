@@ -137,32 +137,51 @@ def scatter_tokens(
     return merged.view_as(tokens_BTD)
 
 
+@dataclass(frozen=True)
+class Segment:
+    """Blocks that run one after the other on the same tokens.
+
+    Attributes:
+        blocks: their numbers.
+        kept: the tokens that they see; None = all.
+        is_route: whether tokens can skip them.
+    """
+
+    blocks: list[int]
+    kept: Kept | None = None
+    is_route: bool = False
+
+
 def segments(
     routes: Routes,
     num_layers: int,
     keep_ids_BK: Tensor | None,
     keep_mask_BK: Tensor | None,
-    skip_blocks: Sequence[int],
-) -> Iterator[tuple[list[int], Kept | None]]:
-    """The blocks from the first route on, each run of them with the tokens that it sees (None = all).
+    skip_blocks: Sequence[int] = (),
+    skip_deep_path: bool = False,
+) -> Iterator[Segment]:
+    """The blocks from the first route on.
 
     Args:
         routes: resolved.
         num_layers: of the network.
         keep_ids_BK, keep_mask_BK: of `Kept`, one draw for all routes, or (routes, B, K) one for
             each; None = dense.
-        skip_blocks: blocks that are left out.
+        skip_blocks: blocks that are left out; `skip_deep_path`: all that are routed.
 
     Raises:
-        ValueError: kept tokens for a network without routes.
+        ValueError: kept tokens, or a deep path left out, for a network without routes.
     """
     if keep_ids_BK is not None and not routes:
         raise ValueError("this model has no routes, so gamma must be 0 (config key: routes)")
+    if skip_deep_path and not routes:
+        raise ValueError("this model has no routes, so it has no deep path to leave out (pdg)")
     next_routed = [*(first for first, _ in routes[1:]), num_layers]
     kept = None if keep_ids_BK is None else Kept(keep_ids_BK, keep_mask_BK)
     for number, (first, last) in enumerate(routes):
-        yield blocks_left(first, last + 1, skip_blocks), kept and kept.of_route(number)
-        yield blocks_left(last + 1, next_routed[number], skip_blocks), None
+        routed = [] if skip_deep_path else blocks_left(first, last + 1, skip_blocks)
+        yield Segment(routed, kept and kept.of_route(number), is_route=True)
+        yield Segment(blocks_left(last + 1, next_routed[number], skip_blocks))
 
 
 def blocks_left(start: int, stop: int, skip_blocks: Sequence[int]) -> list[int]:

@@ -8,7 +8,14 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from t2i.config import Section
-from t2i.models.routes import Routes, count_draws, resolve_routes
+from t2i.models.routes import (
+    AfterRoute,
+    Routes,
+    check_fusion,
+    check_internal_head,
+    count_draws,
+    resolve_routes,
+)
 
 # size -> layers, width, heads (Peebles & Xie, arXiv 2212.09748, table 1)
 SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}
@@ -79,11 +86,18 @@ class SiTConfig(ClassConditionalConfig):
     routes: Routes = ((2, -4),)
     # each route draws the tokens that it keeps, in training and sampling; else all take the same
     draw_per_route: bool = False
+    # tokens that leave the route: put back where they were (TREAD), or fused with the state before
+    # it by a linear over both, a learned mask in the places of those that skipped (SPRINT)
+    after_route: AfterRoute = "put_back"
+    # a second head predicts from the tokens after this block, 0 the first (Internal Guidance)
+    internal_after: int | None = Field(default=None, ge=0)
 
     @model_validator(mode="after")
     def _routes_exist(self) -> Self:
         resolve_routes(self.routes, self.num_layers)
         count_draws(self.routes, self.draw_per_route)
+        check_internal_head(self.internal_after, self.resolved_routes, self.num_layers)
+        check_fusion(self.after_route, self.routes)
         return self
 
     @property

@@ -9,13 +9,15 @@ Shape suffixes: B samples, T tokens, D width, E width of the condition, P number
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from t2i.models.layers import NUM_TIME_FREQUENCIES, attend, modulate, time_sinusoids
+from t2i.models.perturbation import UNPERTURBED, Perturbation
+from t2i.models.recompute import call_block
 
 NORM_EPSILON = 1e-6
 EMBEDDING_STD = 0.02
@@ -129,9 +131,16 @@ class SelfAttention(nn.Module):
         self.qkv = Linear(width, 3 * width)
         self.out = Linear(width, width)
 
-    def forward(self, x_BTD: Tensor, mask_B11T: Tensor | None = None) -> Tensor:
-        """Attend among the tokens of `x_BTD`, those whose mask is False left out."""
+    def forward(
+        self, x_BTD: Tensor, mask_B11T: Tensor | None = None, is_identity: bool = False
+    ) -> Tensor:
+        """Attend among the tokens of `x_BTD`, those whose mask is False left out.
+
+        `is_identity`: each token attends to itself alone, whatever the queries and keys.
+        """
         qkv_BT3HC = self.qkv(x_BTD).unflatten(-1, (3, self.num_heads, -1))
+        if is_identity:
+            return self.out(qkv_BT3HC[:, :, 2].flatten(2))
         query_BHTC, key_BHTC, value_BHTC = qkv_BT3HC.transpose(1, 3).unbind(2)
         mixed_BHTC = attend(query_BHTC, key_BHTC, value_BHTC, mask_B11T)
         return self.out(mixed_BHTC.transpose(1, 2).flatten(2))
@@ -160,12 +169,18 @@ class Block(nn.Module):
         self.mlp = MLP(width)
 
     def forward(
-        self, x_BTD: Tensor, condition_BE: Tensor, mask_B11T: Tensor | None = None
+        self,
+        x_BTD: Tensor,
+        condition_BE: Tensor,
+        mask_B11T: Tensor | None = None,
+        identity_attention: bool = False,
     ) -> Tensor:
         """(B, T, D) to (B, T, D); the condition has been through its SiLU."""
         shifts = self.modulation(condition_BE).unsqueeze(1).chunk(6, dim=-1)
         shift1, scale1, gate1, shift2, scale2, gate2 = shifts
-        attended = self.attention(modulate(layer_norm(x_BTD), shift1, scale1), mask_B11T)
+        attended = self.attention(
+            modulate(layer_norm(x_BTD), shift1, scale1), mask_B11T, identity_attention
+        )
         x_BTD = torch.addcmul(x_BTD, gate1, attended)
         fed = self.mlp(modulate(layer_norm(x_BTD), shift2, scale2))
         return torch.addcmul(x_BTD, gate2, fed)
@@ -188,20 +203,18 @@ class Head(nn.Module):
 
 
 def run_blocks(
-    blocks: Iterable[nn.Module],
+    blocks: nn.ModuleList,
+    numbers: Iterable[int],
     x_BTD: Tensor,
     condition_BE: Tensor,
     gradient_checkpointing: bool,
     token_mask_BT: Tensor | None = None,
+    perturbation: Perturbation = UNPERTURBED,
 ) -> Tensor:
-    """Some blocks, one after the other; nobody attends to tokens whose mask is False."""
+    """The blocks of some numbers, one after the other; no token attends to those of mask False."""
     mask_B11T = None if token_mask_BT is None else token_mask_BT[:, None, None, :]
-    for block in blocks:
-        if gradient_checkpointing and torch.is_grad_enabled():
-            # nothing inside draws random numbers, so there is no state to save
-            x_BTD = checkpoint(
-                block, x_BTD, condition_BE, mask_B11T, use_reentrant=False, preserve_rng_state=False
-            )
-        else:
-            x_BTD = block(x_BTD, condition_BE, mask_B11T)
+    for number in numbers:
+        others = condition_BE, mask_B11T, number in perturbation.identity_attention
+        block = partial(call_block, blocks[number], gradient_checkpointing, others)
+        x_BTD = perturbation.run(number, x_BTD, block)
     return x_BTD

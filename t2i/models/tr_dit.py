@@ -12,32 +12,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from t2i.models.compilation import compile_each
-from t2i.models.layers import (
-    CrossAttention,
-    Linear,
-    LowRankModulation,
-    RMSNorm,
-    SelfAttention,
-    SwiGLU,
-    TimeEmbedding,
-    add_scale,
-    modulate,
-    rms_norm,
-)
+from t2i.models.fusion import Fusion, leave_route
+from t2i.models.layers import Linear, TimeEmbedding, add_scale
+from t2i.models.perturbation import UNPERTURBED, Perturbation
 from t2i.models.positions import absolute_positions
-from t2i.models.rope import Rotation, axial_rotation, text_rotation
+from t2i.models.recompute import call_block
+from t2i.models.rope import Rotation, axial_rotation
 from t2i.models.routes import first_routed
-from t2i.models.routing import Kept, blocks_left, gather_tokens, scatter_tokens, segments
+from t2i.models.routing import Kept, blocks_left, gather_tokens, segments
 from t2i.models.storage import load_model
 from t2i.models.tr_dit_config import TRDiTConfig
+from t2i.models.tr_dit_layers import Block, Head, TextRefiner
 
 
 @dataclass(frozen=True)
@@ -82,108 +75,26 @@ def concatenate_text(contexts: Sequence[TextContext]) -> TextContext:
 
 @dataclass(frozen=True)
 class Hidden:
-    """The state between two blocks: image tokens, time embedding (B, D), rotation of the grid."""
+    """The state between two blocks: image tokens, time embedding (B, D), rotation of the grid.
+
+    `middle_BTD`: the tokens that an internal head reads, once the blocks before it have run.
+    """
 
     tokens_BTD: Tensor
     time_BD: Tensor
     rotation: Rotation
     grid: tuple[int, int]
+    middle_BTD: Tensor | None = None
 
     def select(self, ids: Tensor) -> Hidden:
         """The samples `ids` (int64, may repeat), in that order; before any token is dropped."""
-        return replace(self, tokens_BTD=self.tokens_BTD[ids], time_BD=self.time_BD[ids])
-
-
-class Block(nn.Module):
-    """Self-attention, cross-attention to text, SwiGLU; adaLN on the first and the last.
-
-    With its gates and the output of its cross-attention at zero, a new block is the identity.
-    """
-
-    def __init__(self, config: TRDiTConfig) -> None:
-        super().__init__()
-        self.modulation = LowRankModulation(config.width, config.adaln_rank, count=6)
-        self.self_attention = SelfAttention(config.width, config.num_heads)
-        self.cross_norm = RMSNorm(config.width)
-        self.cross_attention = CrossAttention(config.width, config.num_heads)
-        self.ffn = SwiGLU(config.width, config.ffn_width)
-
-    def forward(
-        self,
-        x_BTD: Tensor,
-        time_BD: Tensor,
-        rotation: Rotation,
-        key_value: tuple[Tensor, Tensor],
-        mask_B11L: Tensor,
-        mask_B11T: Tensor | None = None,
-    ) -> Tensor:
-        """(B, T, D) to (B, T, D); T may be the kept tokens with their own rows of `rotation`."""
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(time_BD)
-        attended = self.self_attention(
-            modulate(rms_norm(x_BTD), shift1, scale1), rotation, mask_B11T
+        middle_BTD = None if self.middle_BTD is None else self.middle_BTD[ids]
+        return replace(
+            self,
+            tokens_BTD=self.tokens_BTD[ids],
+            time_BD=self.time_BD[ids],
+            middle_BTD=middle_BTD,
         )
-        x_BTD = torch.addcmul(x_BTD, gate1, attended)
-        x_BTD = x_BTD + self.cross_attention(self.cross_norm(x_BTD), key_value, mask_B11L)
-        fed = self.ffn(modulate(rms_norm(x_BTD), shift2, scale2))
-        return torch.addcmul(x_BTD, gate2, fed)
-
-    def project_text(self, text_BLD: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of refined text, each (B, heads, L, head width)."""
-        return self.cross_attention.project_text(text_BLD)
-
-
-class RefinerBlock(nn.Module):
-    """A bidirectional transformer layer over text: RMSNorm, attention with RoPE, SwiGLU."""
-
-    def __init__(self, config: TRDiTConfig) -> None:
-        super().__init__()
-        self.attention_norm = RMSNorm(config.width)
-        self.attention = SelfAttention(config.width, config.num_heads)
-        self.ffn_norm = RMSNorm(config.width)
-        self.ffn = SwiGLU(config.width, config.ffn_width)
-
-    def forward(self, x_BLD: Tensor, rotation: Rotation, mask_B11L: Tensor) -> Tensor:
-        """(B, L, D) to (B, L, D)."""
-        x_BLD = x_BLD + self.attention(self.attention_norm(x_BLD), rotation, mask_B11L)
-        return x_BLD + self.ffn(self.ffn_norm(x_BLD))
-
-
-class TextRefiner(nn.Module):
-    """The trained layers over the frozen text encoder's states, at the width of the model.
-
-    Positions are one-dimensional RoPE from 0 at the caption's first token: the encoder's states
-    know their order, but the attention between them should not have to read it from there.
-    """
-
-    def __init__(self, config: TRDiTConfig) -> None:
-        super().__init__()
-        self.head_width = config.head_width
-        self.input_norm = RMSNorm(config.text_width)
-        self.input = Linear(config.text_width, config.width)
-        self.blocks = nn.ModuleList(RefinerBlock(config) for _ in range(config.num_refiner_layers))
-        self.norm = RMSNorm(config.width)
-
-    def forward(self, text_BLE: Tensor, mask_B11L: Tensor) -> Tensor:
-        """(B, L, text width) to (B, L, D)."""
-        x_BLD = self.input(self.input_norm(text_BLE.to(self.input.weight.dtype)))
-        rotation = text_rotation(x_BLD.shape[1], self.head_width, x_BLD.device)
-        for block in self.blocks:
-            x_BLD = block(x_BLD, rotation, mask_B11L)
-        return self.norm(x_BLD)
-
-
-class Head(nn.Module):
-    """adaLN, then a linear from the width to a patch, zero at the start."""
-
-    def __init__(self, config: TRDiTConfig) -> None:
-        super().__init__()
-        self.modulation = Linear(config.width, 2 * config.width, zero=True)
-        self.out = Linear(config.width, config.in_channels * config.patch_size**2, zero=True)
-
-    def forward(self, x_BTD: Tensor, time_BD: Tensor) -> Tensor:
-        """(B, T, in_channels * patch_size^2)."""
-        shift, scale = self.modulation(time_BD).unsqueeze(1).chunk(2, dim=-1)
-        return self.out(modulate(rms_norm(x_BTD), shift, scale))
 
 
 class TRDiT(nn.Module):
@@ -198,8 +109,11 @@ class TRDiT(nn.Module):
         blocks = [Block(config) for _ in range(config.num_layers)]
         self.blocks: list[Block] = nn.ModuleList(blocks)  # type: ignore[assignment]
         self.head = Head(config)
-        # drawn last, so that a seed gives all other weights with and without it
+        # drawn last, so that a seed gives all other weights with and without these
         self.scale = TimeEmbedding(config.width, zero=True) if config.scale_input else None
+        is_fused, has_internal = config.after_route == "fuse", config.internal_after is not None
+        self.fusion = Fusion(Linear(2 * config.width, config.width)) if is_fused else None
+        self.internal_head = Head(config) if has_internal else None
 
     @classmethod
     def from_config(cls, config: TRDiTConfig) -> TRDiT:
@@ -229,8 +143,10 @@ class TRDiT(nn.Module):
         text: TextContext,
         keep_ids_BK: Tensor | None = None,
         keep_mask_BK: Tensor | None = None,
-        skip_blocks: Sequence[int] = (),
+        perturbation: Perturbation = UNPERTURBED,
         guidance_scale_B: Tensor | None = None,
+        drop_deep_B: Tensor | None = None,
+        internal: bool = False,
     ) -> Tensor:
         """The velocity at (latents, t) for a text.
 
@@ -242,20 +158,28 @@ class TRDiT(nn.Module):
                 every route, or (routes, B, K) for a draw per route; None = dense.
             keep_mask_BK: bool of the same shape, False = a place that only fills up the row of a
                 sample that keeps fewer than K tokens (`routing.draw_keep`); None = all kept.
-            skip_blocks: blocks that are left out for the whole batch (S2 guidance).
+            perturbation: what the blocks do differently, for the whole batch (weak branches).
             guidance_scale_B: (B,) float32, w of model-guidance (1 = plain, 0 with the null
                 condition), for a model with a scale input and only there.
+            drop_deep_B: (B,) bool, samples of which no token comes out of a route (SPRINT's
+                training); None = of none.
+            internal: the internal head's velocity too.
 
         Returns:
-            the shape and dtype of `latents_BCHW`.
+            the shape and dtype of `latents_BCHW`; with `internal` (2, B, C, H, W), the velocity and
+            that of the internal head.
 
         Raises:
             ValueError: sizes that do not divide, kept tokens for a model without routes, a missing
                 or unwanted scale.
         """
         hidden = self.embed(latents_BCHW, timestep_B, guidance_scale_B)
-        hidden = self.before_route(hidden, text, skip_blocks)
-        velocity = self.from_route(hidden, text, keep_ids_BK, keep_mask_BK, skip_blocks)
+        hidden = self.before_route(hidden, text, perturbation)
+        velocity = self.from_route(
+            hidden, text, keep_ids_BK, keep_mask_BK, perturbation, drop_deep_B
+        )
+        if internal:
+            velocity = torch.stack((velocity, self.internal_velocity(hidden, text)))
         return velocity.to(latents_BCHW.dtype)
 
     def embed(
@@ -287,11 +211,18 @@ class TRDiT(nn.Module):
         )
 
     def before_route(
-        self, hidden: Hidden, text: TextContext, skip_blocks: Sequence[int] = ()
+        self, hidden: Hidden, text: TextContext, perturbation: Perturbation = UNPERTURBED
     ) -> Hidden:
         """The blocks before the first route (all of them when there is none)."""
-        stop = first_routed(self.config.resolved_routes, self.config.num_layers)
-        return self._run(hidden, text, blocks_left(0, stop, skip_blocks))
+        start, stop = 0, first_routed(self.config.resolved_routes, self.config.num_layers)
+        if self.config.internal_after is not None:
+            start = self.config.internal_after + 1
+            blocks = blocks_left(0, start, perturbation.skip_blocks)
+            tokens_BTD = self._run(hidden, text, blocks, None, perturbation)
+            hidden = replace(hidden, tokens_BTD=tokens_BTD, middle_BTD=tokens_BTD)
+        blocks = blocks_left(start, stop, perturbation.skip_blocks)
+        tokens_BTD = self._run(hidden, text, blocks, None, perturbation)
+        return replace(hidden, tokens_BTD=tokens_BTD)
 
     def from_route(
         self,
@@ -299,13 +230,34 @@ class TRDiT(nn.Module):
         text: TextContext,
         keep_ids_BK: Tensor | None = None,
         keep_mask_BK: Tensor | None = None,
-        skip_blocks: Sequence[int] = (),
+        perturbation: Perturbation = UNPERTURBED,
+        drop_deep_B: Tensor | None = None,
     ) -> Tensor:
         """The routed blocks, those after, and the head; arguments as in `forward`."""
         routes, num_layers = self.config.resolved_routes, self.config.num_layers
-        for blocks, kept in segments(routes, num_layers, keep_ids_BK, keep_mask_BK, skip_blocks):
-            hidden = self._run(hidden, text, blocks, kept)
-        patches_BTP = self.head(hidden.tokens_BTD, hidden.time_BD)
+        skipped = perturbation.skip_blocks, perturbation.skip_deep_path
+        for part in segments(routes, num_layers, keep_ids_BK, keep_mask_BK, *skipped):
+            tokens_BTD = self._run(hidden, text, part.blocks, part.kept, perturbation)
+            if part.is_route:
+                tokens_BTD = leave_route(
+                    hidden.tokens_BTD,
+                    None if perturbation.skip_deep_path else tokens_BTD,
+                    part.kept,
+                    drop_deep_B,
+                    self.fusion,
+                )
+            hidden = replace(hidden, tokens_BTD=tokens_BTD)
+        return self._velocity(self.head, hidden.tokens_BTD, hidden)
+
+    def internal_velocity(self, hidden: Hidden, text: TextContext) -> Tensor:
+        """The internal head's velocity (Internal Guidance), from `before_route`'s state."""
+        assert self.internal_head is not None
+        assert hidden.middle_BTD is not None
+        return self._velocity(self.internal_head, hidden.middle_BTD, hidden)
+
+    def _velocity(self, head: Head, tokens_BTD: Tensor, hidden: Hidden) -> Tensor:
+        """What a head makes of some tokens, (B, C, H, W)."""
+        patches_BTP = head(tokens_BTD, hidden.time_BD)
         grid_BPhw = patches_BTP.transpose(1, 2).unflatten(-1, hidden.grid)
         return F.pixel_shuffle(grid_BPhw, self.config.patch_size)
 
@@ -314,32 +266,27 @@ class TRDiT(nn.Module):
         hidden: Hidden,
         text: TextContext,
         blocks: Sequence[int],
-        kept: Kept | None = None,
-    ) -> Hidden:
-        """Some blocks, in order, on all tokens or on the kept ones; the others stand aside."""
+        kept: Kept | None,
+        perturbation: Perturbation,
+    ) -> Tensor:
+        """All tokens, or the kept ones, after some blocks in order: (B, T, D) or (B, K, D)."""
         x_BTD, rotation, mask_B11T = hidden.tokens_BTD, hidden.rotation, None
         if kept is not None:
             x_BTD, rotation = gather_tokens(x_BTD, kept.ids_BK), rotation.rows(kept.ids_BK)
             mask_B11T = None if kept.mask_BK is None else kept.mask_BK[:, None, None, :]
         for i in blocks:
-            inputs = (
-                x_BTD,
+            others = (
                 hidden.time_BD,
                 rotation,
                 text.keys_values[i],
                 text.mask_B11L,
                 mask_B11T,
+                i in perturbation.identity_attention,
             )
-            if self.config.gradient_checkpointing and torch.is_grad_enabled():
-                # nothing inside draws random numbers, so there is no state to save
-                x_BTD = checkpoint(
-                    self.blocks[i], *inputs, use_reentrant=False, preserve_rng_state=False
-                )
-            else:
-                x_BTD = self.blocks[i](*inputs)
-        if kept is not None:
-            x_BTD = scatter_tokens(hidden.tokens_BTD, x_BTD, kept.ids_BK, kept.mask_BK)
-        return replace(hidden, tokens_BTD=x_BTD)
+            recompute = self.config.gradient_checkpointing
+            block = partial(call_block, self.blocks[i], recompute, others)
+            x_BTD = perturbation.run(i, x_BTD, block)
+        return x_BTD
 
 
 def load_transformer(

@@ -8,7 +8,14 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from t2i.config import Section
-from t2i.models.routes import Routes, count_draws, resolve_routes
+from t2i.models.routes import (
+    AfterRoute,
+    Routes,
+    check_fusion,
+    check_internal_head,
+    count_draws,
+    resolve_routes,
+)
 
 
 class TRDiTConfig(Section):
@@ -35,6 +42,11 @@ class TRDiTConfig(Section):
     routes: Routes = ((2, 5),)
     # each route draws the tokens that it keeps, in training and sampling; else all take the same
     draw_per_route: bool = False
+    # tokens that leave the route: put back where they were (TREAD), or fused with the state before
+    # it by a linear over both, a learned mask in the places of those that skipped (SPRINT)
+    after_route: AfterRoute = "put_back"
+    # a second head predicts from the tokens after this block, 0 the first (Internal Guidance)
+    internal_after: int | None = Field(default=None, ge=0)
     # take the guidance scale as an input (model-guidance with an interval of scales feeds it)
     scale_input: bool = False
     # recompute each block in the backward pass: less memory, a third more time
@@ -66,6 +78,8 @@ class TRDiTConfig(Section):
             )
         resolve_routes(self.routes, self.num_layers)
         count_draws(self.routes, self.draw_per_route)
+        check_internal_head(self.internal_after, self.resolved_routes, self.num_layers)
+        check_fusion(self.after_route, self.routes)
         return self
 
     @property

@@ -22,16 +22,29 @@ from torch import Tensor
 
 from t2i import rng
 from t2i.encoders.text import TextStates
-from t2i.guidance.branches import Condition, Evaluation, Guidance, batches, evaluations, plan
+from t2i.guidance.branches import (
+    Condition,
+    Evaluation,
+    Guidance,
+    Network,
+    batches,
+    evaluations,
+    plan,
+)
+from t2i.guidance.weaknesses import NO_WEAKNESS, Weakness
 from t2i.models.backbone import Backbone
+from t2i.models.perturbation import Perturbation
 from t2i.models.routes import num_kept
 from t2i.models.routing import Kept, draw_keep
 from t2i.models.sit import SiT
 from t2i.models.tr_dit import TextContext, TRDiT, concatenate_text
+from t2i.sampling.perturbing import (
+    RUN_SEED,
+    check_weaknesses,
+    make_perturbation,
+    shares_first_blocks,
+)
 from t2i.sampling.solvers import OnStep, integrate, step_fraction, time_grid
-
-# The image's seed is the sample id of its draws, so the run's seed in `t2i.rng` is constant.
-RUN_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -86,8 +99,9 @@ class GuidedField:
                 their training; None = 1, plain.
 
         Raises:
-            ValueError: the method asks for an aux network and there is none; a network that
-                predicts noise (DiT) by itself; a model_scale and no network that takes it.
+            ValueError: the method asks for an aux network and there is none, or for a route, a
+                block or a head that the network does not have; a network that predicts noise (DiT)
+                by itself; a model_scale and no network that takes it.
         """
         if guidance.uses("aux") and "aux" not in networks:
             raise ValueError(
@@ -99,6 +113,7 @@ class GuidedField:
                     f"the network predicts {network.config.prediction}, sampling needs a velocity: "
                     "wrap it in t2i.models.epsilon.EpsilonToVelocity"
                 )
+        check_weaknesses(guidance, networks["main"])
         if model_scale is not None and not any(one.config.scale_input for one in networks.values()):
             raise ValueError(
                 "the model has no scale input: leave --model-scale (model_scale) out; --omega sets "
@@ -138,19 +153,24 @@ class GuidedField:
     ) -> dict[Evaluation, Tensor]:
         """The float32 velocity (B, C, H, W) of each of some distinct evaluations."""
         velocities: dict[Evaluation, Tensor] = {}
-        for name, drop_blocks in dict.fromkeys((one.network, one.drop_blocks) for one in wanted):
-            own = [one for one in wanted if (one.network, one.drop_blocks) == (name, drop_blocks)]
+        for name, prefix in dict.fromkeys(map(self._prefix, wanted)):
+            own = [
+                evaluation for evaluation in wanted if self._prefix(evaluation) == (name, prefix)
+            ]
             network = self.networks[name]
-            skip_blocks = draw_skipped(network.config.num_layers, drop_blocks, step)
             num_tokens = x_BCHW[0, 0].numel() // network.config.patch_size**2
             conditions = tuple(dict.fromkeys(evaluation.condition for evaluation in own))
-            hidden = self._before_route(name, conditions, x_BCHW, timestep, step, skip_blocks)
+            hidden = self._before_route(name, conditions, x_BCHW, timestep, step, prefix)
             for batch in self._batches(own, num_tokens):
-                together = self._from_route(
-                    name, conditions, hidden, batch, num_tokens, step, skip_blocks
-                )
+                together = self._from_route(name, conditions, hidden, batch, num_tokens, step)
                 velocities.update(zip(batch, together.float().chunk(len(batch)), strict=True))
         return velocities
+
+    def _prefix(self, evaluation: Evaluation) -> tuple[Network, Weakness]:
+        """Whose blocks before the route a prediction is made from, and how they are weakened."""
+        config = self.networks[evaluation.network].config
+        is_shared = shares_first_blocks(evaluation.weakness, config)
+        return evaluation.network, NO_WEAKNESS if is_shared else evaluation.weakness
 
     def _batches(
         self, wanted: Sequence[Evaluation], num_tokens: int
@@ -162,12 +182,12 @@ class GuidedField:
 
     def _before_route(
         self,
-        name: str,
+        name: Network,
         conditions: tuple[Condition, ...],
         x_BCHW: Tensor,
         timestep: float,
         step: int,
-        skip_blocks: Sequence[int],
+        weakness: Weakness,
     ) -> Any:
         """The first layers, once per condition: all rows of the first condition, then the next."""
         network = self.networks[name]
@@ -179,32 +199,44 @@ class GuidedField:
             hidden = network.embed(x_BCHW[rows], timestep_B[rows], scale_B)
         else:
             hidden = network.embed(x_BCHW, timestep_B).select(rows)
-        return network.before_route(hidden, self._context(name, conditions, step), skip_blocks)
+        num_tokens = x_BCHW[0, 0].numel() // network.config.patch_size**2
+        perturbation = self._perturbation(weakness, name, step, num_tokens, len(conditions))
+        return network.before_route(hidden, self._context(name, conditions, step), perturbation)
 
     def _from_route(
         self,
-        name: str,
+        name: Network,
         conditions: tuple[Condition, ...],
         hidden: Any,
         batch: tuple[Evaluation, ...],
         num_tokens: int,
         step: int,
-        skip_blocks: Sequence[int],
     ) -> Tensor:
-        """The remaining layers for branches that keep equally many tokens, one after the other."""
+        """The remaining layers for branches of one weakness that keep equally many tokens, one after
+        the other."""
         asked = tuple(evaluation.condition for evaluation in batch)
         if asked != conditions:
             images = torch.arange(len(self.seeds_B), device=self.seeds_B.device)
             rows = torch.cat([images + len(images) * conditions.index(one) for one in asked])
             hidden = hidden.select(rows)
+        context, weakness = self._context(name, asked, step), batch[0].weakness
+        if weakness.kind == "internal":
+            return self.networks[name].internal_velocity(hidden, context)
         keep_ids = keep_mask = None
         gamma = batch[0].gamma
         if (self.bernoulli and gamma > 0) or num_kept(num_tokens, gamma) < num_tokens:
             num_draws = self.networks[name].config.num_draws
             kept = self._keep(batch, num_tokens, step, num_draws)
             keep_ids, keep_mask = kept.ids_BK, kept.mask_BK
-        return self.networks[name].from_route(
-            hidden, self._context(name, asked, step), keep_ids, keep_mask, skip_blocks
+        perturbation = self._perturbation(weakness, name, step, num_tokens, len(batch))
+        return self.networks[name].from_route(hidden, context, keep_ids, keep_mask, perturbation)
+
+    def _perturbation(
+        self, weakness: Weakness, name: Network, step: int, num_tokens: int, copies: int
+    ) -> Perturbation:
+        """What a network does differently for rows that hold all images ``copies`` times."""
+        return make_perturbation(
+            weakness, self.networks[name], step, self.seeds_B, num_tokens, copies
         )
 
     def _keep(
@@ -268,21 +300,6 @@ def join(contexts: Sequence[Context]) -> Context:
     texts = [context for context in contexts if isinstance(context, TextContext)]
     labels = [context for context in contexts if isinstance(context, Tensor)]
     return concatenate_text(texts) if texts else torch.cat(labels)
-
-
-def draw_skipped(num_blocks: int, drop_blocks: float, step: int) -> tuple[int, ...]:
-    """The blocks that are left out at a step: at least one, never block 0, the same for all images.
-
-    Args:
-        num_blocks: of the network.
-        drop_blocks: fraction of them, in [0, 1); 0 = none.
-        step: number of the solver's step.
-    """
-    if drop_blocks == 0:
-        return ()
-    count = min(max(1, round(drop_blocks * num_blocks)), num_blocks - 1)
-    words_1N = rng.words(RUN_SEED, "skipped blocks", step, torch.tensor([0]), num_blocks - 1)
-    return tuple(sorted((words_1N[0].argsort()[:count] + 1).tolist()))
 
 
 def weighted_sum(

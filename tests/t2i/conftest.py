@@ -14,6 +14,7 @@ import torch
 from launch.nano.internvl_model import build_model, build_processor
 from t2i.encoders.text_config import TextEncoderConfig
 from t2i.encoders.vae_config import VAEConfig
+from t2i.models.routes import AfterRoute
 from t2i.models.storage import save_transformer
 from t2i.models.tr_dit import TRDiT
 from t2i.models.tr_dit_config import TRDiTConfig
@@ -23,9 +24,17 @@ TEXT_WIDTH = 192
 
 
 def random_transformer(
-    seed: int, text_width: int = TEXT_WIDTH, scale_input: bool = False, routed: int = 1
+    seed: int,
+    text_width: int = TEXT_WIDTH,
+    scale_input: bool = False,
+    routed: int = 1,
+    internal: bool = False,
+    after_route: AfterRoute = "put_back",
 ) -> TRDiT:
-    """A TR-DiT of three layers, one of them routed; no weight is zero, so that all parts act."""
+    """A TR-DiT of three layers, one of them routed; no weight is zero, so that all parts act.
+
+    ``internal``: with a head after the first layer.
+    """
     config = TRDiTConfig(
         num_layers=3,
         width=32,
@@ -35,6 +44,8 @@ def random_transformer(
         adaln_rank=4,
         routes=((routed, routed),),
         scale_input=scale_input,
+        internal_after=0 if internal else None,
+        after_route=after_route,
     )
     model = TRDiT(config).eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
@@ -45,7 +56,7 @@ def random_transformer(
 
 @pytest.fixture(scope="session")
 def make_transformer() -> Callable[..., TRDiT]:
-    """`random_transformer`: (seed, text_width, scale_input, routed) -> TRDiT."""
+    """`random_transformer`: (seed, text_width, ...) -> TRDiT."""
     return random_transformer
 
 

@@ -44,7 +44,7 @@ def training_flops(
     """FLOPs that training on one sample executes: forward and backward, after routing or masking.
 
     Twice (a multiply and an add) three times (forward, backward for inputs and for weights) the MACs
-    of the network, TR-DiT's text refiner, keys and values included. Not counted: the frozen text
+    of the network, an internal head and TR-DiT's text refiner, keys and values included. Not counted: the frozen text
     encoder, what gradient checkpointing computes again, teachers of model-guidance, the optimizer.
 
     Args:
@@ -55,6 +55,8 @@ def training_flops(
     macs = forward_macs(config, num_tokens, text_tokens, gamma, attention_products)
     if isinstance(config, TRDiTConfig):
         macs += text_macs(config, text_tokens, attention_products)
+    if config.internal_after is not None:
+        macs += ends_macs(config, num_tokens)[1]
     return 2 * TRAINING_PASSES * macs
 
 
@@ -87,7 +89,7 @@ def from_route_macs(
     attention_products: bool = True,
 ) -> int:
     """MACs of a forward pass from the first routed (or masked) block on."""
-    num_sparse = _num_sparse_blocks(config)
+    num_sparse = num_sparse_blocks(config)
     num_dense = config.num_layers - num_sparse - _num_shared_blocks(config)
     kept = num_kept(num_tokens, gamma)
     dense = block_macs(config, num_tokens, text_tokens, attention_products)
@@ -95,6 +97,8 @@ def from_route_macs(
     macs = num_dense * dense + num_sparse * sparse + ends_macs(config, num_tokens)[1]
     if isinstance(config, MaskDiTConfig):
         macs += decoder_macs(config, num_tokens, kept, attention_products)
+    elif config.after_route == "fuse":
+        macs += num_tokens * 2 * config.width**2
     return macs
 
 
@@ -116,8 +120,13 @@ def block_macs(
     modulation = config.adaln_rank * (width + 6 * width)
     macs = num_tokens * (self_attention + cross_attention + ffn) + modulation
     if attention_products:
-        macs += 2 * num_tokens * (num_tokens + text_tokens) * width
+        macs += attention_macs(config, num_tokens) + 2 * num_tokens * text_tokens * width
     return macs
+
+
+def attention_macs(config: Backbone, num_tokens: int) -> int:
+    """MACs of the products of queries with keys and of scores with values in a block's self-attention."""
+    return 2 * num_tokens**2 * config.width
 
 
 def class_block_macs(
@@ -156,7 +165,7 @@ def ends_macs(config: Backbone, num_tokens: int) -> tuple[int, int]:
 
 def can_drop_tokens(config: Backbone) -> bool:
     """Whether gamma > 0 has a meaning."""
-    return _num_sparse_blocks(config) > 0
+    return num_sparse_blocks(config) > 0
 
 
 def _num_shared_blocks(config: Backbone) -> int:
@@ -165,7 +174,8 @@ def _num_shared_blocks(config: Backbone) -> int:
     return first_routed(config.resolved_routes, config.num_layers)
 
 
-def _num_sparse_blocks(config: Backbone) -> int:
+def num_sparse_blocks(config: Backbone) -> int:
+    """How many blocks tokens can skip."""
     if isinstance(config, MaskDiTConfig):
         return config.num_layers
     return sum(last - first + 1 for first, last in config.resolved_routes)

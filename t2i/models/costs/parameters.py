@@ -30,15 +30,20 @@ def _tr_dit_sizes(config: TRDiTConfig) -> list[int]:
     refiner_layer = [*attention, 2 * head, *feed_forward, width, width]
     refiner = [config.text_width, config.text_width * width, width]
     refiner += config.num_refiner_layers * refiner_layer
-    time_and_head = [TIME_SINUSOIDS * width, width**2, 2 * width**2, patch]
-    scale = [TIME_SINUSOIDS * width, width**2] if config.scale_input else []
-    return [patch, *refiner, *time_and_head, *scale, *(config.num_layers * block)]
+    time, own_head = [TIME_SINUSOIDS * width, width**2], [2 * width**2, patch]
+    num_heads = 1 + (config.internal_after is not None)
+    ends = [patch, *((1 + config.scale_input) * time), *(num_heads * own_head)]
+    fusion = [2 * width**2, width] if config.after_route == "fuse" else []
+    return [*refiner, *ends, *fusion, *(config.num_layers * block)]
 
 
 def _sit_sizes(config: SiTConfig) -> list[int]:
     width, patch_area = config.width, config.patch_size**2
     head = _linears((width, 2 * width), (width, config.head_channels * patch_area))
-    return [*_class_embeddings(config), *(config.num_layers * _class_block(width, width)), *head]
+    heads = (1 + (config.internal_after is not None)) * head
+    fusion = [*_linears((2 * width, width)), width] if config.after_route == "fuse" else []
+    blocks = config.num_layers * _class_block(width, width)
+    return [*_class_embeddings(config), *blocks, *heads, *fusion]
 
 
 def _mask_dit_sizes(config: MaskDiTConfig) -> list[int]:

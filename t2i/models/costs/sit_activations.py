@@ -31,9 +31,12 @@ def sit_activations(
         dense, routed = (tokens * width * kernels.element for tokens in (num_tokens, kept))
     sample = (config.num_layers - num_routed) * dense + num_routed * routed
     sample += len(routes) * routing_bytes(width, kept, kernels)
-    # the condition is made before and after the first route begins
-    sample += embedding_bytes(config, num_tokens, kernels, num_conditions=2)
-    sample += head_bytes(width, num_tokens, kernels)
+    # the condition is made before and after the first route begins, and for each head inside
+    num_heads = 1 + (config.internal_after is not None)
+    sample += embedding_bytes(config, num_tokens, kernels, num_conditions=1 + num_heads)
+    sample += num_heads * head_bytes(width, num_tokens, kernels)
+    if config.after_route == "fuse":
+        sample += 2 * num_tokens * width * kernels.element
     return Activations(micro_batch * sample, micro_batch * recomputed)
 
 

@@ -99,12 +99,15 @@ def text_bytes(config: TRDiTConfig, text_tokens: int, kernels: Kernels) -> int:
 
 
 def ends_bytes(config: TRDiTConfig, num_tokens: int, kernels: Kernels) -> int:
-    """Patches, time embedding and head."""
+    """Patches, time embedding, heads, and what SPRINT's fusion joins."""
     width, element = config.width, kernels.element
     patch = config.in_channels * config.patch_size**2 * element
     head = norm(width, 1, kernels, weighted=False) + 2 * width * element
     time = (TIME_SINUSOIDS + 4 * width) * element
-    return num_tokens * (patch + head) + time + 3 * width * element
+    num_heads = 1 + (config.internal_after is not None)
+    joined = 2 * width * element if config.after_route == "fuse" else 0
+    token = patch + num_heads * head + joined
+    return num_tokens * token + time + num_heads * 3 * width * element
 
 
 def rotation_bytes(

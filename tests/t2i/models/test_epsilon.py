@@ -6,7 +6,6 @@ velocity of the straight path are both formulas. The schedule is held against di
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from t2i.guidance.methods import make_guidance
 from t2i.models.epsilon import EpsilonToVelocity, nearest_step
+from t2i.models.perturbation import UNPERTURBED, Perturbation
 from t2i.models.routing import draw_keep_ids
 from t2i.models.sit import SiT
 from t2i.models.sit_config import SiTConfig
@@ -57,7 +57,8 @@ class GaussianNoise(nn.Module):
         assert guidance_scale_B is None  # the closed form has no scale input
         return State(latents, step)
 
-    def before_route(self, hidden: State, labels: Tensor, skip_blocks: Sequence[int]) -> State:
+    def before_route(self, hidden: State, labels: Tensor, perturbation: Perturbation) -> State:
+        assert perturbation == UNPERTURBED
         return hidden
 
     def from_route(self, hidden: State, labels: Tensor, *_: object) -> Tensor:
@@ -138,9 +139,10 @@ def test_a_dit_is_asked_at_its_own_scale_and_step() -> None:
     a, b = (torch.from_numpy(part[400:402]).float() for part in schedule())
     scale, t = (a + b).view(-1, 1, 1, 1), a / (a + b)
     steps = torch.tensor([400.0, 401.0])
-    noise = model(scale * x, steps, labels, keep_ids, skip_blocks=(1,))[:, :4]
+    changed = Perturbation(skip_blocks=(1,))
+    noise = model(scale * x, steps, labels, keep_ids, perturbation=changed)[:, :4]
     expected = (x - noise) / t.view(-1, 1, 1, 1)
     adapted = EpsilonToVelocity(model)
-    hidden = adapted.before_route(adapted.embed(x, t), labels, (1,))
-    ours = adapted.from_route(hidden, labels, keep_ids, None, (1,))
+    hidden = adapted.before_route(adapted.embed(x, t), labels, changed)
+    ours = adapted.from_route(hidden, labels, keep_ids, None, changed)
     torch.testing.assert_close(ours, expected, atol=2e-2, rtol=1e-2)

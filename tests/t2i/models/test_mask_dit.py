@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from t2i.models.mask_dit import MaskDiT, load_mask_dit
 from t2i.models.mask_dit_config import MaskDiTConfig
+from t2i.models.perturbation import Perturbation
 from t2i.models.routing import draw_keep, draw_keep_ids
 from t2i.models.sit_layers import sincos_positions
 from t2i.models.storage import save_transformer
@@ -134,7 +135,7 @@ def test_a_skipped_block_is_one_that_adds_nothing(model, inputs, keep_ids):
         without.blocks[i].modulation.weight.zero_()  # closes both gates
         without.blocks[i].modulation.bias.zero_()
     for ids in (None, keep_ids):
-        skipped = model(*inputs, ids, skip_blocks=(2, 0))
+        skipped = model(*inputs, ids, perturbation=Perturbation(skip_blocks=(2, 0)))
         assert torch.equal(skipped, without(*inputs, ids))
         assert not torch.equal(skipped, model(*inputs, ids))
 

@@ -15,6 +15,8 @@ from diffusers.models.embeddings import get_2d_sincos_pos_embed
 from torch import Tensor
 
 from t2i.models.convert import convert_state_dict, public_shapes
+from t2i.models.fusion import leave_route
+from t2i.models.perturbation import UNPERTURBED, Perturbation
 from t2i.models.routing import Kept, draw_keep, draw_keep_ids, gather_tokens
 from t2i.models.sit import SiT, load_sit
 from t2i.models.sit_config import SiTConfig
@@ -157,11 +159,18 @@ def test_the_route_includes_both_of_its_ends(model, inputs, keep_ids):
     assert seen == [16, 8, 8, 8, 16]
 
 
+def run_route(model, hidden, condition, blocks, keep_ids):
+    """All tokens after some blocks on the kept ones."""
+    kept = Kept(keep_ids)
+    tokens = model._run(hidden, condition, blocks, kept, UNPERTURBED)
+    return leave_route(hidden.tokens_BTD, tokens, kept, None, None)
+
+
 @torch.no_grad()
 def test_a_routed_block_equals_the_dense_block_on_the_gathered_tokens(model, inputs, keep_ids):
     hidden = model.embed(*inputs[:2])
     condition = model._condition(hidden, inputs[2])
-    routed = model._run(hidden, condition, [1], Kept(keep_ids)).tokens_BTD
+    routed = run_route(model, hidden, condition, [1], keep_ids)
     for sample, ids in enumerate(keep_ids):
         one = slice(sample, sample + 1)
         alone = model.blocks[1](hidden.tokens_BTD[one, ids], condition[one])
@@ -173,11 +182,11 @@ def test_tokens_that_step_aside_come_back_unchanged_and_are_not_seen(model, inpu
     hidden = model.embed(*inputs[:2])
     condition = model._condition(hidden, inputs[2])
     aside = torch.ones(BATCH, TOKENS, dtype=torch.bool).scatter(1, keep_ids, False)
-    routed = model._run(hidden, condition, range(1, 4), Kept(keep_ids)).tokens_BTD
+    routed = run_route(model, hidden, condition, range(1, 4), keep_ids)
     assert torch.equal(routed[aside], hidden.tokens_BTD[aside])
     assert (routed[~aside] != hidden.tokens_BTD[~aside]).any(dim=-1).all()
     changed = replace(hidden, tokens_BTD=hidden.tokens_BTD.masked_fill(aside.unsqueeze(-1), 5.0))
-    again = model._run(changed, condition, range(1, 4), Kept(keep_ids)).tokens_BTD
+    again = run_route(model, changed, condition, range(1, 4), keep_ids)
     assert torch.equal(gather_tokens(again, keep_ids), gather_tokens(routed, keep_ids))
 
 
@@ -201,7 +210,7 @@ def test_a_skipped_block_is_one_that_adds_nothing(model, inputs, keep_ids):
         without.blocks[i].modulation.weight.zero_()  # closes both gates
         without.blocks[i].modulation.bias.zero_()
     for ids in (None, keep_ids):
-        skipped = model(*inputs, ids, skip_blocks=(4, 0, 2))
+        skipped = model(*inputs, ids, perturbation=Perturbation(skip_blocks=(4, 0, 2)))
         assert torch.equal(skipped, without(*inputs, ids))
         assert not torch.equal(skipped, model(*inputs, ids))
 

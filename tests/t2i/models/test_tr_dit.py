@@ -8,6 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from t2i.models.fusion import leave_route
+from t2i.models.perturbation import UNPERTURBED, Perturbation
 from t2i.models.routing import Kept, draw_keep, draw_keep_ids, gather_tokens
 from t2i.models.storage import CONFIG_NAME, WEIGHTS_NAME, save_transformer
 from t2i.models.tr_dit import TRDiT, concatenate_text, load_transformer
@@ -83,12 +85,19 @@ def test_the_route_includes_both_of_its_ends(model, inputs, text, keep_ids):
     assert seen == [24, 12, 12, 12, 24]
 
 
+def run_route(model, hidden, condition, blocks, keep_ids):
+    """All tokens after some blocks on the kept ones."""
+    kept = Kept(keep_ids)
+    tokens = model._run(hidden, condition, blocks, kept, UNPERTURBED)
+    return leave_route(hidden.tokens_BTD, tokens, kept, None, None)
+
+
 @torch.no_grad()
 def test_a_routed_block_equals_the_dense_block_on_the_gathered_tokens(
     model, inputs, text, keep_ids
 ):
     hidden = model.embed(*inputs[:2])
-    routed = model._run(hidden, text, [1], Kept(keep_ids)).tokens_BTD
+    routed = run_route(model, hidden, text, [1], keep_ids)
     for sample in range(BATCH):
         ids = keep_ids[sample]
         cos, sin = (table[ids] for table in hidden.rotation)
@@ -105,7 +114,7 @@ def test_a_routed_block_equals_the_dense_block_on_the_gathered_tokens(
 @torch.no_grad()
 def test_tokens_that_step_aside_come_back_unchanged(model, inputs, text, keep_ids):
     hidden = model.before_route(model.embed(*inputs[:2]), text)
-    routed = model._run(hidden, text, range(1, 4), Kept(keep_ids)).tokens_BTD
+    routed = run_route(model, hidden, text, range(1, 4), keep_ids)
     aside = torch.ones(BATCH, TOKENS, dtype=torch.bool).scatter(1, keep_ids, False)
     assert torch.equal(routed[aside], hidden.tokens_BTD[aside])
     assert (routed[~aside] != hidden.tokens_BTD[~aside]).any(dim=-1).all()
@@ -116,10 +125,7 @@ def test_kept_tokens_do_not_see_those_that_stepped_aside(model, inputs, text, ke
     hidden = model.embed(*inputs[:2])
     aside = torch.ones(BATCH, TOKENS, dtype=torch.bool).scatter(1, keep_ids, False)
     changed = replace(hidden, tokens_BTD=hidden.tokens_BTD.masked_fill(aside.unsqueeze(-1), 5.0))
-    runs = [
-        model._run(state, text, range(1, 4), Kept(keep_ids)).tokens_BTD
-        for state in (hidden, changed)
-    ]
+    runs = [run_route(model, state, text, range(1, 4), keep_ids) for state in (hidden, changed)]
     assert torch.equal(gather_tokens(runs[0], keep_ids), gather_tokens(runs[1], keep_ids))
 
 
@@ -158,7 +164,7 @@ def test_a_skipped_block_is_one_that_adds_nothing(model, inputs, text, keep_ids)
         without.blocks[i].modulation.up.weight.zero_()  # closes both gates
         without.blocks[i].cross_attention.out.weight.zero_()
     for ids in (None, keep_ids):
-        skipped = model(*inputs[:2], text, ids, skip_blocks=(4, 0, 2))
+        skipped = model(*inputs[:2], text, ids, perturbation=Perturbation(skip_blocks=(4, 0, 2)))
         assert torch.equal(skipped, without(*inputs[:2], text, ids))
         assert not torch.equal(skipped, model(*inputs[:2], text, ids))
 

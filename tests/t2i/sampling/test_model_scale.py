@@ -17,16 +17,17 @@ from t2i.models.routing import draw_keep_ids
 from t2i.models.sit import SiT
 from t2i.models.sit_config import SiTConfig
 from t2i.models.tr_dit import TRDiT
-from t2i.sampling.sampler import (
-    RUN_SEED,
-    ConditionText,
-    GuidedField,
-    draw_skipped,
-    sample_latents,
-)
+from t2i.sampling.perturbing import RUN_SEED, make_perturbation
+from t2i.sampling.sampler import ConditionText, GuidedField, sample_latents
 
 CONFIG = SiTConfig(
-    num_layers=3, width=32, num_heads=2, num_classes=5, routes=((1, 1),), scale_input=True
+    num_layers=3,
+    width=32,
+    num_heads=2,
+    num_classes=5,
+    routes=((1, 1),),
+    scale_input=True,
+    internal_after=0,
 )
 LATENT_SHAPE, NUM_TOKENS, NUM_STEPS = (4, 8, 8), 16, 4
 SEEDS = (5, 6)
@@ -72,21 +73,24 @@ def naive_prediction(
         stream, seeds = f"routing {evaluation.draw}", torch.tensor(SEEDS)
         keep_ids = draw_keep_ids(RUN_SEED, stream, step, seeds, NUM_TOKENS, evaluation.gamma)
     scale = 0.0 if evaluation.condition == "null" else SCALE
-    return network(
+    weakness, seeds = evaluation.weakness, torch.tensor(SEEDS)
+    final, internal = network(
         x,
         torch.full((2,), timestep),
         LABELS[evaluation.condition],
         keep_ids,
-        skip_blocks=draw_skipped(3, evaluation.drop_blocks, step),
+        perturbation=make_perturbation(weakness, network, step, seeds, NUM_TOKENS, 1),
         guidance_scale_B=torch.full((2,), scale) if network.config.scale_input else None,
+        internal=True,
     )
+    return internal if weakness.kind == "internal" else final
 
 
 @pytest.mark.parametrize("plain_aux", [False, True])
 @pytest.mark.parametrize("name", METHODS)
 def test_each_branch_is_asked_at_its_scale(name: str, plain_aux: bool) -> None:
     networks = {**NETWORKS, "aux": sit(1, scale_input=False)} if plain_aux else NETWORKS
-    guidance = make_guidance(name)
+    guidance = make_guidance(name, {"zero_steps": 0} if name == "cfg_zero" else {})
     x = torch.randn(2, *LATENT_SHAPE, generator=torch.Generator().manual_seed(0))
     field = GuidedField(
         networks, LABELS, guidance, torch.tensor(SEEDS), NUM_STEPS, model_scale=SCALE

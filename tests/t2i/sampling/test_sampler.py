@@ -20,15 +20,8 @@ from t2i.guidance.schedules import constant
 from t2i.models.routes import num_kept
 from t2i.models.routing import draw_keep_ids
 from t2i.models.tr_dit import TRDiT
-from t2i.sampling.sampler import (
-    RUN_SEED,
-    ConditionText,
-    Given,
-    GuidedField,
-    Redrawn,
-    draw_skipped,
-    sample_latents,
-)
+from t2i.sampling.perturbing import RUN_SEED, draw_skipped, make_perturbation
+from t2i.sampling.sampler import ConditionText, Given, GuidedField, Redrawn, sample_latents
 
 TEXT_WIDTH = 12
 LATENT_SHAPE = (4, 8, 8)
@@ -39,8 +32,11 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 
 
 @pytest.fixture(scope="module")
-def networks(make_transformer: Callable[[int, int], TRDiT]) -> dict[str, TRDiT]:
-    return {"main": make_transformer(0, TEXT_WIDTH), "aux": make_transformer(1, TEXT_WIDTH)}
+def networks(make_transformer: Callable[..., TRDiT]) -> dict[str, TRDiT]:
+    return {
+        "main": make_transformer(0, TEXT_WIDTH, internal=True),
+        "aux": make_transformer(1, TEXT_WIDTH, internal=True),
+    }
 
 
 def caption(number: int) -> tuple[Tensor, int]:
@@ -117,16 +113,16 @@ def naive_prediction(
                 evaluation.gamma,
             )
         context = network.prepare_text(states.states, states.mask)
-        skipped = draw_skipped(network.config.num_layers, evaluation.drop_blocks, step)
-        rows.append(
-            network(
-                x[row : row + 1],
-                torch.tensor([timestep]),
-                context,
-                keep_ids,
-                skip_blocks=skipped,
-            )
+        weakness, own = evaluation.weakness, torch.tensor([seed])
+        final, internal = network(
+            x[row : row + 1],
+            torch.tensor([timestep]),
+            context,
+            keep_ids,
+            perturbation=make_perturbation(weakness, network, step, own, NUM_TOKENS, 1),
+            internal=True,
         )
+        rows.append(internal if weakness.kind == "internal" else final)
     return torch.cat(rows)
 
 
@@ -168,7 +164,7 @@ def test_the_planned_sum_is_the_naive_sum(networks: dict[str, TRDiT], name: str)
 def test_a_block_that_s2_leaves_out_may_lie_before_the_route(
     make_transformer: Callable[..., TRDiT],
 ) -> None:
-    network = make_transformer(0, TEXT_WIDTH, routed=2)
+    network = make_transformer(0, TEXT_WIDTH, routed=2, internal=True)
     step = next(step for step in range(NUM_STEPS) if draw_skipped(3, 0.1, step) == (1,))
     check_planned_sum({"main": network}, make_guidance("s2"), (step,))
 
@@ -223,7 +219,6 @@ def test_blocks_are_skipped_anew_at_each_step_but_never_the_first() -> None:
     assert len(set(draws)) > 40
     assert {block for draw in draws for block in draw} == set(range(1, 34))
     assert len(draw_skipped(4, 0.1, 0)) == 1
-    assert draw_skipped(4, 0.0, 0) == ()
 
 
 @pytest.mark.parametrize("name", METHODS)
