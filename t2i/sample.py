@@ -65,7 +65,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--gamma-strong", metavar="G", help="share of tokens the strong branch drops, in [0, 1)"
     )
     guidance.add_argument("--gamma-weak", metavar="G", help="the same for the weak branch")
-    guidance.add_argument("--cfg-weight", metavar="W", help="for direct inner compositional ip2p")
+    guidance.add_argument(
+        "--cfg-weight",
+        metavar="W",
+        help="for direct inner compositional ip2p; of slg pag tpg ssg what CFG adds (0: nothing)",
+    )
     guidance.add_argument("--sg-weight", metavar="W", help="for direct inner compositional ip2p")
     guidance.add_argument(
         "--block-weight", metavar="W", help="for s2: weight of the branch without some blocks"
@@ -74,6 +78,19 @@ def build_parser() -> argparse.ArgumentParser:
     guidance.add_argument("--eta", metavar="X", help="for apg: weight of the parallel part")
     guidance.add_argument("--radius", metavar="X", help="for apg: largest norm of the difference")
     guidance.add_argument("--momentum", metavar="X", help="for apg: weight of earlier differences")
+    guidance.add_argument("--zero-steps", metavar="N", help="for cfg_zero: steps that do not move")
+    guidance.add_argument("--omega-high", metavar="W", help="for fdg: scale of high frequencies")
+    guidance.add_argument(
+        "--internal-omega", metavar="W", help="for cfg+ig sg+ig: scale away from the internal head"
+    )
+    guidance.add_argument(
+        "--blocks",
+        metavar="N,N",
+        help="for slg pag tpg ssg: which blocks are weakened (-1: the last; default: middle)",
+    )
+    guidance.add_argument(
+        "--swap-ratio", metavar="X", help="for ssg: swapped pairs by the number of tokens"
+    )
     guidance.add_argument("--interval", metavar="LOW,HIGH", help="guide only for t in this range")
     guidance.add_argument(
         "--aux", metavar="CHECKPOINT", help="weaker network, for guidance ag and ag+sg alone"

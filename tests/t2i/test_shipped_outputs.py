@@ -27,6 +27,8 @@ from t2i.pipeline import TextToImagePipeline
 from t2i.sampling.sampler import GuidedField
 from t2i.sampling.sampling_config import RANDOM_PROMPTS
 
+# all but those that ask for an internal head, which the shipped network does not have
+OWN_METHODS = [name for name in METHODS if not make_guidance(name).weakens("internal")]
 GOLDEN = Path(__file__).with_name("golden") / "shipped_outputs.json"
 TOLERANCE = 1e-3  # of the largest value
 NANO = ASSETS_FOLDER / "nano"
@@ -112,7 +114,7 @@ def is_golden(name: str, found: list[float]) -> bool:
     return found == pytest.approx(golden, rel=0, abs=TOLERANCE * largest)
 
 
-@pytest.mark.parametrize("name", ["text states", "decoded", "sampled", *METHODS])
+@pytest.mark.parametrize("name", ["text states", "decoded", "sampled", *OWN_METHODS])
 def test_the_shipped_weights_compute_what_they_computed_before(
     pipeline: TextToImagePipeline, name: str
 ) -> None:
@@ -128,5 +130,5 @@ def test_the_shipped_weights_compute_what_they_computed_before(
 def test_no_two_methods_are_golden_for_one_another() -> None:
     """So each row tells its method's branches and weights from those of all others."""
     golden = json.loads(GOLDEN.read_text())["outputs"]
-    pairs = [(one, other) for one in METHODS for other in METHODS if one != other]
+    pairs = [(one, other) for one in OWN_METHODS for other in OWN_METHODS if one != other]
     assert [pair for pair in pairs if is_golden(pair[0], golden[pair[1]])] == []

@@ -8,6 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from t2i.models.routes import first_routed
+from t2i.models.sit_config import SiTConfig
+from t2i.models.tr_dit_config import TRDiTConfig
+
 FLOAT = 4
 INDEX = 8
 
@@ -66,3 +70,13 @@ def attention_output(width: int, num_heads: int, num_keys: int, kernels: Kernels
 def routing_bytes(width: int, kept: int, kernels: Kernels) -> int:
     """Of one gather and scatter: the indices of both, and the tokens that come back."""
     return kept * (2 * INDEX + width * kernels.element)
+
+
+def meets_block(config: TRDiTConfig | SiTConfig, is_routed: bool) -> bool:
+    """Whether a block reads the very tokens that the internal head reads: then both save one input.
+
+    Where tokens leave for the route, it reads those that were gathered.
+    """
+    assert config.internal_after is not None
+    first = first_routed(config.resolved_routes, config.num_layers)
+    return not is_routed or config.internal_after + 1 < first

@@ -7,7 +7,14 @@ say otherwise.
 
 from __future__ import annotations
 
-from t2i.models.costs.kernels import FLOAT, Activations, Kernels, attention_output, routing_bytes
+from t2i.models.costs.kernels import (
+    FLOAT,
+    Activations,
+    Kernels,
+    attention_output,
+    meets_block,
+    routing_bytes,
+)
 from t2i.models.costs.macs import TIME_SINUSOIDS
 from t2i.models.mask_dit_config import MaskDiTConfig
 from t2i.models.routes import num_kept
@@ -35,6 +42,8 @@ def sit_activations(
     num_heads = 1 + (config.internal_after is not None)
     sample += embedding_bytes(config, num_tokens, kernels, num_conditions=1 + num_heads)
     sample += num_heads * head_bytes(width, num_tokens, kernels)
+    if config.internal_after is not None and meets_block(config, gamma > 0):
+        sample -= num_tokens * width * kernels.element
     if config.after_route == "fuse":
         sample += 2 * num_tokens * width * kernels.element
     return Activations(micro_batch * sample, micro_batch * recomputed)

@@ -7,7 +7,14 @@ bytes of one sample, unless they say otherwise.
 
 from __future__ import annotations
 
-from t2i.models.costs.kernels import FLOAT, Activations, Kernels, attention_output, routing_bytes
+from t2i.models.costs.kernels import (
+    FLOAT,
+    Activations,
+    Kernels,
+    attention_output,
+    meets_block,
+    routing_bytes,
+)
 from t2i.models.costs.macs import TIME_SINUSOIDS
 from t2i.models.routes import num_kept
 from t2i.models.tr_dit_config import TRDiTConfig
@@ -35,7 +42,8 @@ def tr_dit_activations(
             tokens * config.width * kernels.element for tokens in (num_tokens, kept)
         )
     sample = num_dense * bytes_dense + num_routed * bytes_routed
-    sample += text_bytes(config, text_tokens, kernels) + ends_bytes(config, num_tokens, kernels)
+    sample += text_bytes(config, text_tokens, kernels)
+    sample += ends_bytes(config, num_tokens, kernels, is_routed=gamma > 0)
     sample += len(routes) * routing_bytes(config.width, kept, kernels)
     rotations = rotation_bytes(
         config, micro_batch, num_tokens, kept, num_dense, num_routed, kernels
@@ -98,16 +106,19 @@ def text_bytes(config: TRDiTConfig, text_tokens: int, kernels: Kernels) -> int:
     return text_tokens * token
 
 
-def ends_bytes(config: TRDiTConfig, num_tokens: int, kernels: Kernels) -> int:
+def ends_bytes(config: TRDiTConfig, num_tokens: int, kernels: Kernels, is_routed: bool) -> int:
     """Patches, time embedding, heads, and what SPRINT's fusion joins."""
     width, element = config.width, kernels.element
     patch = config.in_channels * config.patch_size**2 * element
     head = norm(width, 1, kernels, weighted=False) + 2 * width * element
     time = (TIME_SINUSOIDS + 4 * width) * element
-    num_heads = 1 + (config.internal_after is not None)
-    joined = 2 * width * element if config.after_route == "fuse" else 0
-    token = patch + num_heads * head + joined
-    return num_tokens * token + time + num_heads * 3 * width * element
+    token, vectors = patch + head, 3 * width * element
+    if config.internal_after is not None:
+        is_shared = meets_block(config, is_routed) and kernels.norm_input == element
+        token, vectors = token + head - width * element * is_shared, 2 * vectors
+    if config.after_route == "fuse":
+        token += 2 * width * element
+    return num_tokens * token + time + vectors
 
 
 def rotation_bytes(

@@ -70,27 +70,33 @@ def test_golden_teraflops_of_the_full_model():
     assert round(tera(shared + strong + weak), 3) == 5.173
 
 
+MORE = SMALL.model_copy(update={"after_route": "fuse", "internal_after": 0})
+
+
+@pytest.mark.parametrize("config", [SMALL, MORE], ids=["plain", "with more"])
 @pytest.mark.parametrize("gamma", [0.0, 0.5])
-def test_formula_equals_torchs_flop_counter(gamma):
+def test_formula_equals_torchs_flop_counter(gamma, config):
     # bf16 on a CPU writes attention out, so the counter sees its two products
-    model = TRDiT.from_config(SMALL).bfloat16()
+    model = TRDiT.from_config(config).bfloat16()
     text = model.prepare_text(torch.randn(2, 7, 24), torch.ones(2, 7, dtype=torch.bool))
     keep_ids = draw_keep_ids(0, "route", 0, torch.arange(2), 16, gamma)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.randn(2, 4, 8, 8), torch.rand(2), text, keep_ids)
-    assert counter.get_total_flops() == 2 * 2 * forward_macs(SMALL, 16, 7, gamma)
+    assert counter.get_total_flops() == 2 * 2 * forward_macs(config, 16, 7, gamma)
 
 
+@pytest.mark.parametrize("config", [SMALL, MORE], ids=["plain", "with more"])
 @pytest.mark.parametrize("gamma", [0.0, 0.5])
-def test_training_flops_equal_torchs_flop_counter(gamma):
-    model = TRDiT.from_config(SMALL).bfloat16()
+def test_training_flops_equal_torchs_flop_counter(gamma, config):
+    model = TRDiT.from_config(config).bfloat16()
+    internal = {"internal": True} if config.internal_after is not None else {}
     keep_ids = draw_keep_ids(0, "route", 0, torch.arange(2), 16, gamma)
     with FlopCounterMode(display=False) as counter:
         text = model.prepare_text(torch.randn(2, 7, 24), torch.ones(2, 7, dtype=torch.bool))
-        model(torch.randn(2, 4, 8, 8), torch.rand(2), text, keep_ids).sum().backward()
+        model(torch.randn(2, 4, 8, 8), torch.rand(2), text, keep_ids, **internal).sum().backward()
     # patches and sinusoids of time need no gradient (text states do, for the weight of their norm)
     no_gradient = 16 * (4 * 4) * 64 + 256 * 64
-    expected = training_flops(SMALL, 16, 7, gamma) - 2 * no_gradient
+    expected = training_flops(config, 16, 7, gamma) - 2 * no_gradient
     assert counter.get_total_flops() == 2 * expected
 
 
@@ -130,11 +136,14 @@ CLASS_FIELDS = {"num_layers": 5, "width": 64, "num_heads": 2, "num_classes": 10}
 CLASS_MODELS = [
     SiT(SiTConfig(**CLASS_FIELDS, routes=((1, 2),))),
     SiT(SiTConfig(**CLASS_FIELDS, routes=(), learn_sigma=False)),
+    SiT(SiTConfig(**CLASS_FIELDS, routes=((1, 2),), after_route="fuse", internal_after=0)),
     MaskDiT(MaskDiTConfig(**CLASS_FIELDS, decoder_layers=2, decoder_width=32, decoder_heads=4)),
 ]
 
 
-@pytest.mark.parametrize("model", CLASS_MODELS, ids=["SiT", "SiT without routes", "MaskDiT"])
+@pytest.mark.parametrize(
+    "model", CLASS_MODELS, ids=["SiT", "SiT without routes", "SiT with more", "MaskDiT"]
+)
 @pytest.mark.parametrize("gamma", [0.0, 0.5])
 def test_formulas_of_class_conditional_models_equal_torchs_flop_counter(model, gamma):
     model = model.bfloat16()
@@ -145,16 +154,18 @@ def test_formulas_of_class_conditional_models_equal_torchs_flop_counter(model, g
     assert counter.get_total_flops() == 2 * 2 * forward_macs(model.config, 16, 0, gamma)
 
 
-@pytest.mark.parametrize("model", CLASS_MODELS, ids=["SiT", "SiT without routes", "MaskDiT"])
+@pytest.mark.parametrize(
+    "model", CLASS_MODELS, ids=["SiT", "SiT without routes", "SiT with more", "MaskDiT"]
+)
 @pytest.mark.parametrize("gamma", [0.0, 0.5])
 def test_training_flops_of_class_conditional_models_equal_torchs_flop_counter(model, gamma):
     model = model.bfloat16()
     gamma = gamma if flops.can_drop_tokens(model.config) else 0.0
     keep_ids = draw_keep_ids(0, "route", 0, torch.arange(2), 16, gamma) if gamma else None
     with FlopCounterMode(display=False) as counter:
-        model(
-            torch.randn(2, 4, 8, 8), torch.rand(2), torch.tensor([0, 10]), keep_ids
-        ).sum().backward()
+        inputs = torch.randn(2, 4, 8, 8), torch.rand(2), torch.tensor([0, 10]), keep_ids
+        internal = {"internal": True} if model.config.internal_after is not None else {}
+        model(*inputs, **internal).sum().backward()
     no_gradient = 16 * (4 * 4) * 64 + 256 * 64
     assert counter.get_total_flops() == 2 * (
         training_flops(model.config, 16, 0, gamma) - 2 * no_gradient

@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 
 from t2i.guidance.methods import make_guidance
-from t2i.models.costs.macs import forward_macs, from_route_macs, shared_macs
+from t2i.models.costs.macs import (
+    block_macs,
+    ends_macs,
+    forward_macs,
+    from_route_macs,
+    shared_macs,
+)
 from t2i.models.sit_config import SiTConfig
 from t2i.models.tr_dit_config import TRDiTConfig
 from t2i.sampling.image_flops import image_flops
@@ -46,6 +52,35 @@ def test_outside_the_interval_there_is_one_branch() -> None:
     active = sum(guidance.is_active(step / 4) for step in range(4))
     assert 0 < active < 4
     assert found == (4 + active) * flops("none", steps=1)
+
+
+BLOCK = block_macs(MODEL, TOKENS, TEXT)
+SHARED = shared_macs(MODEL, TOKENS, TEXT)
+REST = from_route_macs(MODEL, TOKENS, TEXT)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "weak"),
+    [
+        # of six blocks, 2 to 4 routed: block 3 is the middle one, of which the first two are shared
+        ("pdg", {}, SHARED + REST - 3 * BLOCK),
+        ("pdg+c", {}, REST - 3 * BLOCK),
+        ("slg", {}, REST - BLOCK),
+        ("slg", {"blocks": [3, 4]}, REST - 2 * BLOCK),
+        ("slg", {"blocks": [0, 3]}, SHARED + REST - 2 * BLOCK),
+        ("s2", {"omega": 1, "drop_blocks": 0.3}, SHARED + REST - 2 * BLOCK),
+        ("pag", {}, REST - 2 * TOKENS**2 * 64),
+        ("tpg", {}, REST),
+        ("ssg", {}, REST + TOKENS**2 * 64),
+        ("ig", {}, ends_macs(MODEL, TOKENS)[1]),
+    ],
+)
+def test_a_weakened_branch_costs_what_it_runs(
+    name: str, settings: dict[str, object], weak: int
+) -> None:
+    guidance = make_guidance(name, settings)
+    found = image_flops(MODEL, guidance, TOKENS, TEXT, 1, "euler")
+    assert found == 2 * (SHARED + REST + weak)
 
 
 def test_a_class_model_has_no_text() -> None:

@@ -26,6 +26,23 @@ SIZES = {"width": 128, "num_heads": 4}
 CONFIGS: dict[str, Backbone] = {
     "tr_dit": TRDiTConfig(num_layers=5, text_width=96, adaln_rank=16, routes=((1, 3),), **SIZES),
     "sit": SiTConfig(num_layers=5, num_classes=10, routes=((1, 3),), **SIZES),
+    "tr_dit_fused_internal": TRDiTConfig(
+        num_layers=5,
+        text_width=96,
+        adaln_rank=16,
+        routes=((1, 3),),
+        after_route="fuse",
+        internal_after=0,
+        **SIZES,
+    ),
+    "sit_fused_internal": SiTConfig(
+        num_layers=5,
+        num_classes=10,
+        routes=((1, 3),),
+        after_route="fuse",
+        internal_after=0,
+        **SIZES,
+    ),
     "mask_dit": MaskDiTConfig(
         num_layers=4,
         num_classes=10,
@@ -71,7 +88,8 @@ def saved_bytes(config: Backbone, gamma: float, precision: str) -> int:
         condition = (
             model.prepare_text(*text_inputs) if isinstance(model, TRDiT) else torch.arange(BATCH)
         )
-        velocity = model(*inputs, condition, keep_ids)
+        internal = {"internal": True} if config.internal_after is not None else {}
+        velocity = model(*inputs, condition, keep_ids, **internal)
     assert velocity.requires_grad
     if isinstance(model, TRDiT) and config.gradient_checkpointing:
         # blocks that will run again hold their arguments themselves

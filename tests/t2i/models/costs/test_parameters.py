@@ -21,9 +21,11 @@ from t2i.models.tr_dit_config import TRDiTConfig
         ),
         SiTConfig(num_layers=7, width=64, num_heads=2, num_classes=10),
         SiTConfig(num_layers=6, width=64, num_heads=2, learn_sigma=False, patch_size=4),
+        TRDiTConfig(num_layers=5, routes=((1, 2),), after_route="fuse", internal_after=0),
+        SiTConfig(num_layers=5, routes=((1, 2),), after_route="fuse", internal_after=0),
         MaskDiTConfig(num_layers=3, width=64, num_heads=2, decoder_width=32, decoder_heads=2),
     ],
-    ids=["tr_dit", "sit", "sit without sigma", "mask_dit"],
+    ids=["tr_dit", "sit", "sit without sigma", "tr_dit more", "sit more", "mask_dit"],
 )
 def test_sizes_by_formula_are_those_of_the_parameters(config: Backbone, scale_input: bool) -> None:
     config = config.model_copy(update={"scale_input": scale_input})
