@@ -12,6 +12,7 @@ from t2i.encoders.text_config import TextEncoderConfig
 from t2i.models.mask_dit_config import MaskDiTConfig
 from t2i.models.sit_config import SiTConfig
 from t2i.models.tr_dit_config import TRDiTConfig
+from t2i.training.objectives.config import InternalConfig
 from t2i.training.objectives.masked_config import MaskedConfig
 from t2i.training.objectives.model_guidance_config import (
     AutoScale,
@@ -165,6 +166,11 @@ def _model_problems(
             f"t2i.training.gamma {training.gamma:g} skips tokens, but t2i.models.{name}.routes is "
             "empty; set gamma to 0, or name a route"
         )
+    if training.deep_path_dropout > 0 and not routes.get(name):
+        problems.append(
+            f"t2i.training.deep_path_dropout {training.deep_path_dropout:g} leaves out routed layers, "
+            f"and {name} has none here; set it to 0, or name a route"
+        )
     return problems
 
 
@@ -195,6 +201,19 @@ def _objective_problems(
         problems.append(
             f"{key}: mask_dit masks tokens at t2i.training.gamma {gamma:g}, and only objective "
             "masked has a loss for them; choose it, or set gamma to 0"
+        )
+    has_head = sections.chosen_model.internal_after is not None
+    if has_head and not isinstance(training.objective, InternalConfig):
+        problems.append(
+            f"t2i.models.{name}.internal_after {sections.chosen_model.internal_after}: objective "
+            f"{training.objective.name} does not train an internal head; set it to null, or the "
+            "objective to internal"
+        )
+    if not has_head and isinstance(training.objective, InternalConfig):
+        problems.append(
+            f"{key}: internal trains a head inside the network, and {name} has none; set "
+            "internal_after of tr_dit or sit to a block before the route, or the objective to "
+            "flow_matching"
         )
     if isinstance(training.objective, ModelGuidanceConfig):
         problems += _guidance_problems(training.objective, sections, loader)

@@ -88,8 +88,10 @@ class TextConditioned(nn.Module):
         *,
         keep_mask_BK: Tensor | None = None,
         guidance_scale_B: Tensor | None = None,
+        drop_deep_B: Tensor | None = None,
+        internal: bool = False,
     ) -> Tensor:
-        """The velocity, in the dtype of ``latents_BCHW``."""
+        """The velocity, in the dtype of ``latents_BCHW``; arguments as in `TRDiT.forward`."""
         context = self.model.prepare_text(text.states, text.mask)
         return self.model(
             latents_BCHW,
@@ -98,6 +100,8 @@ class TextConditioned(nn.Module):
             keep_ids_BK,
             keep_mask_BK=keep_mask_BK,
             guidance_scale_B=guidance_scale_B,
+            drop_deep_B=drop_deep_B,
+            internal=internal,
         )
 
 

@@ -61,6 +61,13 @@ class TrainingConfig(Section):
         description="fixed count of kept tokens, or each with probability 1 - gamma; the shapes of "
         "bernoulli draws differ from batch to batch",
     )
+    deep_path_dropout: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of samples of which no token comes out of the route (SPRINT: 0.1), so "
+        "that guidance pdg asks for what was trained",
+    )
     timestep: TimestepConfig = TimestepConfig()
 
     # Engine.

@@ -19,6 +19,7 @@ SIT = ("launch.train.model=sit", *LABELLED)
 MASK_DIT = ("launch.train.model=mask_dit", *LABELLED)
 MASKED = ("t2i.training.objective.name=masked",)
 GUIDED = ("t2i.training.objective.name=model_guidance",)
+INTERNAL = ("t2i.training.objective.name=internal",)
 NO_DROPOUT = ("data_pipeline.loader.caption_dropout=0",)
 INTERVAL = (*GUIDED, "t2i.training.objective.scale={low: 1.0, high: 2.0}")
 
@@ -55,6 +56,10 @@ def check(config: Config) -> None:
         (*INTERVAL, "t2i.models.tr_dit.scale_input=true"),
         (*SIT, *INTERVAL, "t2i.models.sit.scale_input=true"),
         (*SIT, "t2i.models.tr_dit.scale_input=true"),
+        (*INTERNAL, "t2i.models.tr_dit.internal_after=1"),
+        (*SIT, *INTERNAL, "t2i.models.sit.internal_after=0"),
+        ("t2i.models.tr_dit.after_route=fuse", "t2i.training.deep_path_dropout=0.1"),
+        (*SIT, "t2i.models.sit.after_route=fuse", "t2i.training.gamma=0.75"),
     ],
 )
 def test_what_fits_is_let_through(overrides: tuple[str, ...]) -> None:
@@ -90,6 +95,27 @@ def test_what_fits_is_let_through(overrides: tuple[str, ...]) -> None:
         (
             ("t2i.models.tr_dit.scale_input=true",),
             "t2i.models.tr_dit.scale_input: objective flow_matching feeds no scale; set it to false",
+        ),
+        (
+            INTERNAL,
+            "internal trains a head inside the network, and tr_dit has none; set internal_af",
+        ),
+        ((*MASK_DIT, *INTERNAL, "t2i.training.gamma=0"), "a head inside .*, and mask_dit has none"),
+        (
+            ("t2i.models.tr_dit.internal_after=1",),
+            "tr_dit.internal_after 1: objective flow_matching does not train an internal head; set it",
+        ),
+        (
+            (*MASK_DIT, *MASKED, "t2i.training.deep_path_dropout=0.1"),
+            "deep_path_dropout 0.1 leaves out routed layers, and mask_dit has none here",
+        ),
+        (
+            (
+                "t2i.models.tr_dit.routes=[]",
+                "t2i.training.gamma=0",
+                "t2i.training.deep_path_dropout=0.1",
+            ),
+            "deep_path_dropout 0.1 leaves out routed layers, and tr_dit has none here; set it to 0",
         ),
         (
             (*MASK_DIT, *MASKED, "t2i.models.mask_dit.scale_input=true"),

@@ -17,6 +17,14 @@ class FlowMatchingConfig(Section):
     name: Literal["flow_matching"] = "flow_matching"
 
 
+class InternalConfig(Section):
+    """Flow matching of the final and of an internal head (Internal Guidance)."""
+
+    name: Literal["internal"] = "internal"
+    weight: float = Field(default=0.5, gt=0, description="of the internal head's loss")
+
+
 ObjectiveConfig = Annotated[
-    FlowMatchingConfig | ModelGuidanceConfig | MaskedConfig, Field(discriminator="name")
+    FlowMatchingConfig | ModelGuidanceConfig | MaskedConfig | InternalConfig,
+    Field(discriminator="name"),
 ]

@@ -4,14 +4,15 @@
 
 Every draw (VAE noise, z, t, routed tokens) belongs to (seed, stream, step, sample id), so a loss
 does not depend, but for rounding, on the rank or the batch that the sample is computed in. Objectives that change the
-target or the weighting take the same draws: `t2i.training.objectives.model_guidance`, `t2i.training.objectives.masked`.
+target, the weighting or the outputs take the same draws: `model_guidance`, `masked`, `internal` of this
+folder.
 
 Shape suffixes: B samples, C channels, H x W latents, K kept tokens.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -36,10 +37,12 @@ class Network(Protocol):
         /,
         *,
         keep_mask_BK: Tensor | None = None,
+        drop_deep_B: Tensor | None = None,
     ) -> Tensor:
-        """The velocity (B, C, H, W); what is kept: see `Noised`.
+        """The velocity (B, C, H, W); what is kept and dropped: see `Noised`.
 
-        ``keep_mask_BK`` is given when samples keep different numbers of tokens, else left out.
+        ``keep_mask_BK`` is given when samples keep different numbers of tokens, ``drop_deep_B``
+        when some have no deep path, else they are left out.
         """
 
 
@@ -63,6 +66,7 @@ class Noised:
             K) for a draw of each route.
         keep_mask_BK: as keep_ids_BK, bool, False = a place that only fills up the row of a sample that
             keeps fewer than K tokens; None = all samples keep K.
+        drop_deep_B: (B,) bool, samples of which no token comes out of a route; None = of none.
     """
 
     x_t_BCHW: Tensor
@@ -70,6 +74,13 @@ class Noised:
     velocity_BCHW: Tensor
     keep_ids_BK: Tensor | None
     keep_mask_BK: Tensor | None = None
+    drop_deep_B: Tensor | None = None
+
+    @property
+    def inputs(self) -> dict[str, Tensor]:
+        """The keyword arguments of the network that is trained."""
+        dropped = {} if self.drop_deep_B is None else {"drop_deep_B": self.drop_deep_B}
+        return {**self.masks, **dropped}
 
     @property
     def masks(self) -> dict[str, Tensor]:
@@ -94,6 +105,8 @@ class FlowMatching:
         bernoulli: each token skips with probability gamma, and at least one per sample does not;
             else floor(gamma T) of a sample's T tokens skip.
         num_draws: of the network: 1, or one for each of its routes.
+        deep_path_dropout: share of samples of which no token comes out of a route (SPRINT, arXiv
+            2510.21986), so that path-drop guidance asks for what was trained; in [0, 1).
     """
 
     seed: int
@@ -102,6 +115,7 @@ class FlowMatching:
     patch_size: int
     bernoulli: bool = False
     num_draws: int = 1
+    deep_path_dropout: float = 0.0
 
     def training_loss(self, network: Network, batch: TrainingBatch, condition: Condition) -> Losses:
         """Losses of a micro-batch at its step. The tensors lie on one device."""
@@ -121,7 +135,12 @@ class FlowMatching:
         uniform_B = rng.uniform(
             self.seed, "timestep", batch.step, batch.sample_ids, (), batch.moments.device
         )
-        return self.noise(batch, flow.draw_timesteps(self.timestep, uniform_B), self.gamma)
+        noised = self.noise(batch, flow.draw_timesteps(self.timestep, uniform_B), self.gamma)
+        if self.deep_path_dropout == 0:
+            return noised
+        draw = (batch.step, batch.sample_ids, (), batch.moments.device)
+        dropped_B = rng.uniform(self.seed, "deep path", *draw) < self.deep_path_dropout
+        return replace(noised, drop_deep_B=dropped_B)
 
     def noise(self, batch: TrainingBatch, timestep_B: Tensor, gamma: float) -> Noised:
         """The same at given times and sparsity."""
@@ -156,6 +175,6 @@ class FlowMatching:
 def flow_matching_losses(network: Network, noised: Noised, condition: Condition) -> Losses:
     """||D(x_t, t, c) - v*||^2, the mean over a sample's elements."""
     predicted_BCHW = network(
-        noised.x_t_BCHW, noised.timestep_B, condition, noised.keep_ids_BK, **noised.masks
+        noised.x_t_BCHW, noised.timestep_B, condition, noised.keep_ids_BK, **noised.inputs
     )
     return noised.losses(predicted_BCHW, noised.velocity_BCHW)

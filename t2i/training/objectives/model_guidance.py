@@ -84,7 +84,7 @@ class ModelGuidance:
             conditions.given,
             noised.keep_ids_BK,
             **self._scale_input(scale_B),
-            **noised.masks,
+            **noised.inputs,
         )
         target_BCHW = noised.velocity_BCHW
         if self.asks_teacher(batch.step):

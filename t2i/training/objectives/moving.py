@@ -2,7 +2,7 @@
 
 Model-guidance needs a teacher and may move its scale; masked flow matching may move its lambda.
 What moves is a few numbers, `state`: they are logged, saved in checkpoints and given back on
-resume. `flow_matching`, `model_guidance` and `masked` hold the formulas, which know nothing of a run.
+resume. The other files hold the formulas, which know nothing of a run.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from t2i.batch import TrainingBatch
 from t2i.training.averages.ema import averaged_network
 from t2i.training.backbone import Backbone
 from t2i.training.conditions import Condition, ContrastedConditions
+from t2i.training.objectives.config import InternalConfig
 from t2i.training.objectives.flow_matching import FlowMatching, Losses, Network
+from t2i.training.objectives.internal import InternalFlowMatching
 from t2i.training.objectives.masked import MaskedFlowMatching, term_gradients
 from t2i.training.objectives.masked_config import BalancedWeight, MaskedConfig, balanced_weight
 from t2i.training.objectives.model_guidance import ModelGuidance
@@ -42,15 +44,15 @@ LAST_LAYER = "head.out.weight"
 
 
 class MovingObjective:
-    """Plain flow matching, and what the trainer asks of every objective.
+    """Flow matching of one head or two, and what the trainer asks of every objective.
 
     `begin_step`, `end_step`, `end_validation` and `end_sampling` are called by all processes together.
     """
 
-    objective: FlowMatching | ModelGuidance | MaskedFlowMatching
+    objective: FlowMatching | ModelGuidance | MaskedFlowMatching | InternalFlowMatching
 
-    def __init__(self, base: FlowMatching) -> None:
-        self.objective = base
+    def __init__(self, objective: FlowMatching | InternalFlowMatching) -> None:
+        self.objective = objective
 
     @property
     def state(self) -> State:
@@ -62,7 +64,7 @@ class MovingObjective:
 
     def training_loss(self, network: Network, batch: TrainingBatch, condition: Condition) -> Losses:
         """Losses of a micro-batch at its step. The tensors lie on one device."""
-        assert isinstance(self.objective, FlowMatching)
+        assert isinstance(self.objective, FlowMatching | InternalFlowMatching)
         return self.objective.training_loss(network, batch, condition)
 
     def other_forwards(self, step: int) -> Sequence[float]:
@@ -267,6 +269,7 @@ def make_objective(
         backbone.patch_size,
         is_bernoulli,
         backbone.num_draws,
+        config.deep_path_dropout,
     )
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     match config.objective:
@@ -274,5 +277,7 @@ def make_objective(
             return MovingGuidance(base, guidance, backbone, dtype, device, state)
         case MaskedConfig() as masked:
             return MovingMasked(base, masked, backbone, state)
+        case InternalConfig(weight=weight):
+            return MovingObjective(InternalFlowMatching(base, weight))
         case _:
             return MovingObjective(base)

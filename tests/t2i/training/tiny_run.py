@@ -67,12 +67,26 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "sit-guided": ("sit", GUIDED),
     "sit-references": ("sit", {**GUIDED, "num_references": 2}),
     "sit-auto": ("sit", {**GUIDED, "scale": {"highest": 2.0, "decay": 0.5}}),
+    "tr_dit-sprint": ("tr_dit", {"name": "flow_matching"}),
+    "sit-sprint": ("sit", {"name": "flow_matching"}),
+    "tr_dit-internal": ("tr_dit", {"name": "internal"}),
+    "sit-internal": ("sit", {"name": "internal"}),
     "mask_dit-masked": (
         "mask_dit",
         {"name": "masked", "weight": {"every": 2, "decay": 0.5}, "masked_target": "velocity"},
     ),
     "mask_dit-fixed": ("mask_dit", {"name": "masked", "weight": 0.1}),
 }
+# what a kind needs of its model and of training
+MODEL_FIELDS: dict[str, dict[str, Any]] = {
+    "tr_dit-scaled": {"scale_input": True},
+    "sit-scaled": {"scale_input": True},
+    "tr_dit-sprint": {"after_route": "fuse"},
+    "sit-sprint": {"after_route": "fuse"},
+    "tr_dit-internal": {"internal_after": 0},
+    "sit-internal": {"internal_after": 0},
+}
+TRAINING_FIELDS = {kind: {"deep_path_dropout": 0.3} for kind in ("tr_dit-sprint", "sit-sprint")}
 GLOBAL_BATCH = 8
 
 
@@ -146,18 +160,17 @@ def with_accident(
     return from_step
 
 
-def make_backbone(model: str, scale_input: bool = False) -> Backbone:
-    """One of the three models with the weights of seed 0."""
+def make_backbone(model: str, **fields: Any) -> Backbone:
+    """One of the three models with the weights of seed 0, its config changed by ``fields``."""
     torch.manual_seed(0)
     device = torch.device("cpu")
-    update = {"scale_input": scale_input}
     match model:
         case "sit":
-            return label_backbone(SiT(SIT.model_copy(update=update)), device)
+            return label_backbone(SiT(SIT.model_copy(update=fields)), device)
         case "mask_dit":
             return label_backbone(MaskDiT(MASK_DIT), device)
         case _:
-            model_config = TR_DIT.model_copy(update=update)
+            model_config = TR_DIT.model_copy(update=fields)
             return text_backbone(TRDiT(model_config), encode, device, ("a", "aa", "aaa"))
 
 
@@ -191,6 +204,7 @@ def make_run(
             "power_averages": (0.05, 0.1),
             "snapshot_every": 2,
             "objective": objective,
+            **TRAINING_FIELDS.get(kind, {}),
             **settings,
         }
     )
@@ -198,7 +212,7 @@ def make_run(
         name=folder.name,
         folder=folder,
         config=config,
-        backbone=make_backbone(model, scale_input=objective is SCALED),
+        backbone=make_backbone(model, **MODEL_FIELDS.get(kind, {})),
         batches=make_batches(rank, world_size, size, stop_at),
         validation=[micro_batch(1000, 2 * rank, 2)],
         start=resume(saved, config.power_averages) if saved else Start(source="random weights"),

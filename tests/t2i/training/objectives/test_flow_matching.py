@@ -12,6 +12,7 @@ from torch import Tensor
 from t2i.batch import TrainingBatch
 from t2i.encoders.text import TextStates
 from t2i.flow import TimestepConfig
+from t2i.models.perturbation import Perturbation
 from t2i.models.sit import SiT
 from t2i.models.sit_config import SiTConfig
 from t2i.models.tr_dit import TRDiT
@@ -226,6 +227,50 @@ def test_a_bernoulli_loss_is_that_of_the_sample_alone(model: str) -> None:
     for name, parameter in network.named_parameters():
         torch.testing.assert_close(parameter.grad, together[name], rtol=1e-4, atol=1e-4)
     assert not BERNOULLI.draw(batch).keep_mask_BK.all(), "some rows are padded"
+
+
+def test_the_deep_path_is_dropped_for_its_share_of_samples_by_the_sample_alone() -> None:
+    objective = replace(OBJECTIVE, deep_path_dropout=0.3)
+    large = make_batch(1).moments.expand(4000, -1, -1, -1)
+    ids = torch.arange(4000)
+    batch = replace(make_batch(1), moments=large, sample_ids=ids, keys=("a",) * 4000)
+    dropped_B = objective.draw(batch).drop_deep_B
+    assert dropped_B is not None
+    assert dropped_B.float().mean().item() == pytest.approx(0.3, abs=0.03)
+    part = replace(batch, moments=large[7:9], sample_ids=ids[7:9], keys=("a",) * 2)
+    assert torch.equal(objective.draw(part).drop_deep_B, dropped_B[7:9])
+    assert not torch.equal(objective.draw(replace(batch, step=4)).drop_deep_B, dropped_B)
+    assert OBJECTIVE.draw(batch).drop_deep_B is None
+    assert objective.noise(batch, torch.zeros(4000), 0.0).drop_deep_B is None  # of validation
+
+
+@pytest.mark.parametrize("model", ["tr_dit", "sit"])
+def test_a_dropped_deep_path_is_that_of_path_drop_guidance(model: str) -> None:
+    """The loss of a dropped sample is the loss of the network without its routed blocks."""
+    network, condition = make_network(zero_start=False), make_text(8)
+    if model == "sit":
+        network, condition = make_sit(), torch.arange(8) % 3
+    objective, batch = replace(OBJECTIVE, deep_path_dropout=0.5), make_batch(8)
+    noised = objective.draw(batch)
+    losses = objective.training_loss(network, batch, condition)
+    context = condition
+    own = network.model if isinstance(network, TextConditioned) else network
+    if isinstance(network, TextConditioned):
+        context = network.model.prepare_text(condition.states, condition.mask)
+    shallow = own(
+        noised.x_t_BCHW,
+        noised.timestep_B,
+        context,
+        perturbation=Perturbation(skip_deep_path=True),
+    )
+    without = noised.losses(shallow, noised.velocity_BCHW).loss_B
+    plain = OBJECTIVE.training_loss(network, batch, condition).loss_B
+    dropped_B = noised.drop_deep_B
+    assert dropped_B is not None
+    assert 0 < dropped_B.sum() < 8
+    expected = torch.where(dropped_B, without, plain)
+    torch.testing.assert_close(losses.loss_B, expected)
+    assert (without - plain).abs().min() > 1e-4
 
 
 def test_another_step_draws_other_numbers() -> None:
