@@ -312,7 +312,7 @@ def test_a_model_with_a_scale_input_is_fed_the_scale(
     [
         (["--model-scale", "1"], "the model has no scale input: leave --model-scale"),
         (["--model-scale", "-1"], "--model-scale Input should be greater than or equal to 0"),
-        (["--guidance", "pag"], "unknown guidance 'pag'; valid: none cfg sg cfg+sg ag ag+sg"),
+        (["--guidance", "pga"], "unknown guidance 'pga'; valid: none cfg sg cfg+sg ag ag+sg"),
         (["--sg", "0.8,0.1"], "gamma_strong must be below gamma_weak"),
         (["--sg", "0.1"], "--sg 0.1: expected two numbers such as 0.1,0.8"),
         (["--gamma-weak", "1"], "gamma_weak must be in [0, 1)"),
