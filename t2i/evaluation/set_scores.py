@@ -39,7 +39,7 @@ def score_of_set(
 
 
 def score_of_pictures(
-    name: str, values_N: Tensor, prompts: Sequence[str] | None, better: Better
+    name: str, values_N: Tensor, prompts: Sequence[str] | None, better: Better | None
 ) -> Scores:
     """The mean of a number of each picture, with a bootstrap over prompts, or over pictures.
 
