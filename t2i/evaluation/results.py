@@ -42,13 +42,15 @@ def result_rows(
     ]
 
 
-def write_results(folder: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """Write results.parquet and results.json, each whole or not at all; the path of the former."""
+def write_results(
+    folder: Path, rows: Sequence[Mapping[str, Any]], name: str = RESULTS_NAME
+) -> Path:
+    """Write NAME.parquet and NAME.json, each whole or not at all; the path of the former."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{RESULTS_NAME}.parquet"
+    path = folder / f"{name}.parquet"
     names = list(dict.fromkeys(name for row in rows for name in row))
     table = pa.table({name: [row.get(name) for row in rows] for name in names})
     temporary = path.with_suffix(".tmp")

@@ -16,10 +16,13 @@ import torch
 from PIL import Image
 from scipy.spatial.distance import cdist
 
+from t2i.config import ASSETS_FOLDER
 from t2i.encoders.clip import random_clip
 from t2i.encoders.dinov2 import random_dinov2
+from t2i.encoders.shapes_features import load_shapes_features
 from t2i.evaluate import main
 from t2i.evaluation.adm_files import save_statistics
+from t2i.evaluation.diversity import diversity_of_prompts, mean_distance
 from t2i.evaluation.frechet import frechet_distance
 from t2i.evaluation.geneval import TASKS
 from t2i.evaluation.inception import random_inception
@@ -28,6 +31,7 @@ from t2i.evaluation.metric import Score, Scores
 from t2i.evaluation.mmd import cmmd
 from t2i.evaluation.moments import statistics_of
 from t2i.evaluation.picture_sets import open_set, read_batches
+from t2i.evaluation.precision_recall import precision_recall
 from t2i.evaluation.score_files import read_scores, score_file
 from t2i.evaluation.shapes_ceiling import rendered
 from t2i.evaluation.shapes_geneval import write_shapes_metadata
@@ -152,6 +156,50 @@ def test_statistics_of_inception_do_not_serve_other_networks(
         arguments = [metric, str(two_sets[0]), "--reference", str(tmp_path / "adm.npz"), *RANDOM]
         with pytest.raises(ValueError, match="it needs pictures"):
             main([*arguments, "--cache", str(tmp_path)])
+
+
+def test_shapes_features_are_their_cores_of_the_shipped_classifier_s_rows(
+    two_sets: tuple[Path, Path], run: Callable[..., dict[str, Score]]
+) -> None:
+    one, two = two_sets
+    found = run("shapes_features", one, "--reference", two, "--draws", "3")
+    network = load_shapes_features(ASSETS_FOLDER / "nano" / "classifier")
+    rows, reference = (network.embed_pictures(pixels(folder)) for folder in two_sets)
+    distance = frechet_distance(*map(statistics_of, (rows, reference)))
+    assert found["frechet"].value == pytest.approx(distance, rel=1e-4)
+    pair = precision_recall(reference, rows)
+    assert found["precision"].value == pytest.approx(pair.precision)
+    assert found["recall"].value == pytest.approx(pair.recall)
+    prompts = open_set(one).prompts
+    assert prompts is not None
+    mean = float(diversity_of_prompts(rows, prompts).mean()) / mean_distance(reference)
+    assert found["diversity"].value == pytest.approx(mean)
+    assert (found["diversity"].num, found["diversity"].unit) == (2, "prompts")
+    itself = run("shapes_features", two, "--reference", two, "--draws", "0")
+    assert itself["frechet"].value == pytest.approx(0, abs=1e-6)
+    with pytest.raises(FileNotFoundError, match=r"no Shapes classifier; python -m launch\.nano"):
+        run("shapes_features", one, "--reference", two, "--weights", "nowhere")
+
+
+def test_tones_are_those_of_pictures_with_known_ones(
+    tmp_path: Path, run: Callable[..., dict[str, Score]]
+) -> None:
+    """A red picture is saturated and flat, black and white halves are grey and far apart."""
+    red, halves = np.zeros((2, 8, 8, 3), dtype=np.uint8)
+    red[..., 0], halves[:, :4] = 200, 255
+    for name, picture in (("red", red), ("halves", halves)):
+        (tmp_path / name).mkdir()
+        Image.fromarray(picture).save(tmp_path / name / "0.png")
+        Image.fromarray(picture).save(tmp_path / name / "1.png")
+    found = run("tones", tmp_path / "red", "--reference", tmp_path / "halves")
+    assert (found["saturation"].value, found["contrast"].value) == (1.0, pytest.approx(0, abs=1e-9))
+    truth = {
+        score.name: score.value for score in written(tmp_path / "red", "tones").truth["reference"]
+    }
+    assert truth == {"saturation": 0.0, "contrast": pytest.approx(0.5)}
+    plain = run("tones", tmp_path / "halves")
+    assert plain["contrast"].value == pytest.approx(0.5)
+    assert plain["contrast"].better is None
 
 
 def test_clip_and_aesthetics_are_means_over_pictures(
