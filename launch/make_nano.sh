@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Make the nano family of t2i/assets/nano again: VAE, InternVL-nano, bundled data, TR-DiT-nano, and
-# SiT-nano in outputs/nano_training. Seeded; run again, it goes on where it stopped. Hours: docs/nano.md.
+# Make the nano family of t2i/assets/nano again: VAE, InternVL-nano, classifier, bundled data, TR-DiT-nano,
+# and SiT-nano in outputs/nano_training. Seeded; run again, it goes on where it stopped. Hours: docs/nano.md.
 #
 #   bash launch/make_nano.sh           make what is missing
 #   bash launch/make_nano.sh --fresh   forget all and start over
@@ -11,13 +11,14 @@ cd "$(dirname "$0")/.."
 assets=t2i/assets/nano
 out=outputs/nano_training
 config=configs/nano_training.yaml
-vae_flags=() internvl_flags=(--compile) quick=
+vae_flags=() internvl_flags=(--compile) classifier_flags=() quick=
 case "${1:-}" in
     "") ;;
     --fresh) rm -rf "$out" outputs/nano_data "$assets" ;;
     --quick)
         quick=yes out=outputs/nano_quick config=configs/nano_quick.yaml assets=$out/assets
         vae_flags=(--steps 4 --held-out 4)
+        classifier_flags=(--steps 2 --held-out 8)
         internvl_flags=(--vision-steps 2 --steps 2 --polish-steps 2 --held-out 4)
         rm -rf "$out"
         ;;
@@ -34,6 +35,8 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(((cores + 1) / 2))}
 step vae python -m launch.nano.vae --output $assets/vae "${vae_flags[@]}" &
 step internvl python -m launch.nano.internvl --output $assets/text_encoder "${internvl_flags[@]}"
 wait $!
+step classifier python -m launch.nano.classifier --vae $assets/vae --output $assets/classifier \
+    "${classifier_flags[@]}"
 step prompts python -m launch.nano.prompts --output $assets/prompts.txt
 
 # make_data CONFIG: Shapes web -> images -> captions -> latents, by the pipeline's own commands.
