@@ -31,6 +31,7 @@ LISTS = (
     "tests.mutants.geneval",
     "tests.mutants.inception",
     "tests.mutants.models",
+    "tests.mutants.rivals",
     "tests.mutants.sampling",
     "tests.mutants.training",
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.mutants.mutant import Mutant
 
 TR_DIT = "t2i/models/tr_dit.py"
+TR_DIT_LAYERS = "t2i/models/tr_dit_layers.py"
 LAYERS = "t2i/models/layers.py"
 ROPE = "t2i/models/rope.py"
 POSITIONS = "t2i/models/positions.py"
@@ -14,42 +15,42 @@ REFERENCE = ("tests/t2i/models/test_tr_dit_reference.py",)
 BLOCK = (
     Mutant(
         "block: shift and scale swapped",
-        TR_DIT,
+        TR_DIT_LAYERS,
         "shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation",
         "scale1, shift1, gate1, scale2, shift2, gate2 = self.modulation",
         REFERENCE,
     ),
     Mutant(
         "block: the FFN's modulation and attention's swapped",
-        TR_DIT,
+        TR_DIT_LAYERS,
         "shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation",
         "shift2, scale2, gate2, shift1, scale1, gate1 = self.modulation",
         REFERENCE,
     ),
     Mutant(
         "block: no norm before self-attention",
-        TR_DIT,
+        TR_DIT_LAYERS,
         "modulate(rms_norm(x_BTD), shift1, scale1)",
         "modulate(x_BTD, shift1, scale1)",
         REFERENCE,
     ),
     Mutant(
         "block: no norm before the FFN",
-        TR_DIT,
+        TR_DIT_LAYERS,
         "modulate(rms_norm(x_BTD), shift2, scale2)",
         "modulate(x_BTD, shift2, scale2)",
         REFERENCE,
     ),
     Mutant(
         "block: no norm before cross-attention",
-        TR_DIT,
+        TR_DIT_LAYERS,
         "self.cross_attention(self.cross_norm(x_BTD), key_value, mask_B11L)",
         "self.cross_attention(x_BTD, key_value, mask_B11L)",
         REFERENCE,
     ),
     Mutant(
         "block: FFN before cross-attention",
-        TR_DIT,
+        TR_DIT_LAYERS,
         """\
         x_BTD = x_BTD + self.cross_attention(self.cross_norm(x_BTD), key_value, mask_B11L)
         fed = self.ffn(modulate(rms_norm(x_BTD), shift2, scale2))
@@ -64,14 +65,14 @@ BLOCK = (
     ),
     Mutant(
         "block: the gate of self-attention forgotten",
-        TR_DIT,
+        TR_DIT_LAYERS,
         "x_BTD = torch.addcmul(x_BTD, gate1, attended)",
         "x_BTD = x_BTD + attended",
         REFERENCE,
     ),
     Mutant(
         "block: the gate of the FFN forgotten",
-        TR_DIT,
+        TR_DIT_LAYERS,
         "return torch.addcmul(x_BTD, gate2, fed)",
         "return x_BTD + fed",
         REFERENCE,
@@ -147,49 +148,49 @@ ATTENTION = (
 REFINER = (
     Mutant(
         "refiner: the text mask is ignored",
-        TR_DIT,
+        TR_DIT_LAYERS,
         "self.attention(self.attention_norm(x_BLD), rotation, mask_B11L)",
         "self.attention(self.attention_norm(x_BLD), rotation)",
         REFERENCE,
     ),
     Mutant(
         "refiner: causal",
-        TR_DIT,
+        TR_DIT_LAYERS,
         "x_BLD = block(x_BLD, rotation, mask_B11L)",
         "x_BLD = block(x_BLD, rotation, mask_B11L & x_BLD.new_ones(2 * x_BLD.shape[1:2]).tril().bool())",
         REFERENCE,
     ),
     Mutant(
         "refiner: without positions",
-        TR_DIT,
+        TR_DIT_LAYERS,
         "rotation = text_rotation(x_BLD.shape[1], self.head_width, x_BLD.device)",
         "rotation = text_rotation(1, self.head_width, x_BLD.device)",
         REFERENCE,
     ),
     Mutant(
         "refiner: without its last norm",
-        TR_DIT,
+        TR_DIT_LAYERS,
         "return self.norm(x_BLD)",
         "return x_BLD",
         REFERENCE,
     ),
     Mutant(
         "refiner: without its first norm",
-        TR_DIT,
+        TR_DIT_LAYERS,
         "self.input(self.input_norm(text_BLE.to(self.input.weight.dtype)))",
         "self.input(text_BLE.to(self.input.weight.dtype))",
         REFERENCE,
     ),
     Mutant(
         "refiner: no norm before attention",
-        TR_DIT,
+        TR_DIT_LAYERS,
         "self.attention(self.attention_norm(x_BLD), rotation, mask_B11L)",
         "self.attention(x_BLD, rotation, mask_B11L)",
         REFERENCE,
     ),
     Mutant(
         "refiner: the last layer left out",
-        TR_DIT,
+        TR_DIT_LAYERS,
         "for block in self.blocks:",
         "for block in self.blocks[:-1]:",
         REFERENCE,
@@ -234,14 +235,14 @@ TIME_AND_HEAD = (
     ),
     Mutant(
         "head: shift and scale swapped",
-        TR_DIT,
+        TR_DIT_LAYERS,
         "shift, scale = self.modulation(time_BD)",
         "scale, shift = self.modulation(time_BD)",
         REFERENCE,
     ),
     Mutant(
         "head: no norm",
-        TR_DIT,
+        TR_DIT_LAYERS,
         "modulate(rms_norm(x_BTD), shift, scale)",
         "modulate(x_BTD, shift, scale)",
         REFERENCE,
@@ -335,12 +336,14 @@ ROUTES = (
         "routes: the last layer is excluded",
         ROUTING,
         """\
-        yield blocks_left(first, last + 1, skip_blocks), kept and kept.of_route(number)
-        yield blocks_left(last + 1, next_routed[number], skip_blocks), None
+        routed = [] if skip_deep_path else blocks_left(first, last + 1, skip_blocks)
+        yield Segment(routed, kept and kept.of_route(number), is_route=True)
+        yield Segment(blocks_left(last + 1, next_routed[number], skip_blocks))
 """,
         """\
-        yield blocks_left(first, last, skip_blocks), kept and kept.of_route(number)
-        yield blocks_left(last, next_routed[number], skip_blocks), None
+        routed = [] if skip_deep_path else blocks_left(first, last, skip_blocks)
+        yield Segment(routed, kept and kept.of_route(number), is_route=True)
+        yield Segment(blocks_left(last, next_routed[number], skip_blocks))
 """,
         REFERENCE,
     ),
