@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launch.evidence.stored import Stored, write_pictures
 from launch.evidence.study import Try, all_tries, main_rows
 from launch.evidence.train import OUTPUT, ROOT
 from launch.evidence.twins import EARLY_SHARES, FAMILIES, Twin
@@ -22,8 +23,7 @@ from t2i.config import ASSETS_FOLDER, load_config
 from t2i.console import get_logger, progress, run_command
 from t2i.evaluation.commands.run import Config, run_methods
 from t2i.evaluation.evaluation_config import MethodConfig
-from t2i.evaluation.metric import Score
-from t2i.evaluation.results import read_results, score_of, write_results
+from t2i.evaluation.results import read_results, write_results
 
 LOG = get_logger("evidence")
 TABLES = Path("docs/evidence")
@@ -31,11 +31,9 @@ NUM_PROMPTS = 128  # of either phase; of classes, all 24
 NUM_REFERENCES = 2_000
 REFERENCE_SEED = 1_000_000_007  # scenes that nothing was trained on
 STEPS = 25  # of Euler's method
+SIZE = (128, 128)  # height and width in pixels
 # what decides which setting of a row is its best
-CRITERIA: Mapping[str, tuple[tuple[str, str], ...]] = {
-    "text": (("shapes", "scene"), ("shapes_features", "frechet")),
-    "classes": (("shapes_features", "frechet"),),
-}
+CRITERIA: Mapping[str, tuple[str, ...]] = {"text": ("scene", "frechet"), "classes": ("frechet",)}
 
 
 @dataclass(frozen=True)
@@ -92,12 +90,20 @@ def score(family: str, phase: Phase, tries: Sequence[Try], device: str) -> None:
     if not methods:
         return
     rows = run_methods(*settings(family, phase, methods, device))
-    write_results(ROOT / table(family, phase.name).parent, rows, table(family, phase.name).stem)
+    path = ROOT / table(family, phase.name)
+    write_results(path.parent, rows, path.stem)
+    if phase.name == "test":
+        write_pictures(ROOT / pictures(family), rows)
 
 
 def table(family: str, phase: str) -> Path:
     """Where the scores of a family and phase are stored."""
     return TABLES / f"{family}-{phase}.parquet"
+
+
+def pictures(family: str) -> Path:
+    """Where the numbers of its single test pictures are stored."""
+    return TABLES / f"{family}-test-pictures.parquet"
 
 
 def settings(
@@ -108,6 +114,7 @@ def settings(
     sampling = config.sampling.model_copy(
         update={
             "steps": STEPS,
+            "size": SIZE,
             "dtype": "bfloat16",
             "batch_size": 64,
             "seed": phase.seed,
@@ -158,7 +165,7 @@ def aux_folder(family: str, one: Try) -> Path:
 def twin_of(family: str, one: Try) -> Twin:
     """The model of a try."""
     kind = one.twin.removesuffix("-tuned")
-    return Twin(family, kind, is_tuned=kind != one.twin)
+    return Twin(family, kind, one.seed, is_tuned=kind != one.twin)
 
 
 def is_there(family: str, one: Try) -> bool:
@@ -172,24 +179,14 @@ def is_there(family: str, one: Try) -> bool:
 def best_tries(family: str, rows: Sequence[Mapping[str, Any]]) -> list[Try]:
     """Of each row of the main table the best settings by each criterion of the family."""
     known = {one.name: one for one in main_rows(family)}
+    stored = Stored([row for row in rows if row["run"] in known])
     best: dict[str, Try] = {}
-    for metric, name in CRITERIA[family]:
-        own = [
-            row
-            for row in rows
-            if (row["metric"], row["score_name"]) == (metric, name) and row["run"] in known
-        ]
-        for label in dict.fromkeys(known[row["run"]].row for row in own):
-            rivals = [row for row in own if known[row["run"]].row == label]
-            winner = max(rivals, key=lambda row: goodness(score_of(row)))
-            best[winner["run"]] = known[winner["run"]]
+    for name in CRITERIA[family]:
+        for label in dict.fromkeys(known[run].row for run in stored.runs):
+            winner = stored.best(label, name)
+            assert winner is not None
+            best[winner] = known[winner]
     return list(best.values())
-
-
-def goodness(score: Score) -> float:
-    """A score's value, greater is better."""
-    assert score.value is not None
-    return score.value if score.better == "higher" else -score.value
 
 
 def prompts(phase: Phase) -> Path:

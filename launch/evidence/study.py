@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
-from launch.evidence.twins import EARLY_SHARES, KINDS
+from launch.evidence.twins import EARLY_SHARES, KINDS, NUM_SEEDS
 
 OMEGAS = (1.5, 2.5, 4.0)
 AUX_SHARE = 0.05  # of a run: the early checkpoint that ag and ag+sg take, unless a study says which
@@ -26,6 +26,7 @@ SCHEDULES = {
     "cosine": ("cosine:0:0.6", "cosine:0.6:0"),
     "cosine reversed": ("cosine:0.6:0", "cosine:0:0.6"),
 }
+SEED_SG = {"omega": 1.8, "gamma_strong": 0.1, "gamma_weak": 0.8}  # of the study of seeds
 BALANCE = ("direct", "inner", "compositional", "ip2p")  # Sparse Guidance, table A3
 
 
@@ -34,28 +35,31 @@ class Try:
     """One way to make images.
 
     Attributes:
-        twin: kind of the model, with -tuned after its fine-tuning; of seed 0.
+        twin: kind of the model, with -tuned after its fine-tuning.
         guidance: name of the method.
         settings: of the method.
         aux_share: of the twin's run, at which the weaker network was saved; None = there is none.
+        seed: of the twin.
     """
 
     twin: str
     guidance: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     aux_share: float | None = None
+    seed: int = 0
 
     @property
     def name(self) -> str:
         """Of its folder, and of its row of a table of results."""
         parts = [f"{key}={shown(value)}" for key, value in self.settings.items()]
         aux = [] if self.aux_share in (None, AUX_SHARE) else [f"aux={self.aux_share:g}"]
-        return ",".join([f"{self.twin}@{self.guidance}", *parts, *aux])
+        return ",".join([self.row, *parts, *aux])
 
     @property
     def row(self) -> str:
         """The method on the model, whatever its settings."""
-        return f"{self.twin}@{self.guidance}"
+        seed = f".{self.seed}" if self.seed else ""
+        return f"{self.twin}{seed}@{self.guidance}"
 
 
 def shown(value: Any) -> str:
@@ -69,9 +73,10 @@ def main_rows(family: str) -> list[Try]:
     kinds = [kind for kind, about in KINDS.items() if family in about.families]
     tuned = [f"{kind}-tuned" for kind in ("routed", "masked") if kind in kinds]
     tries = [Try(kind, "none") for kind in (*kinds, *tuned)]
-    for kind in ("dense", "routed", "sprint", "internal", "guided"):
+    for kind in ("dense", "routed", "sprint", "internal", "guided", *tuned):
         tries += swept(kind, "cfg", omega=OMEGAS)
     tries += with_gammas("routed", "sg", SG_GAMMAS, omega=(1.4, 1.8, *OMEGAS[1:]))
+    tries += with_gammas("dense", "sg", SG_GAMMAS[:2], omega=OMEGAS[:2])
     tries += with_gammas("routed", "cfg+sg", ((0.0, 0.5), (0.2, 0.7)), omega=OMEGAS)
     tries += swept("routed", "ag", AUX_SHARE, omega=OMEGAS)
     tries += swept("routed", "ag+sg", AUX_SHARE, omega=OMEGAS)
@@ -97,6 +102,10 @@ def studies(family: str) -> dict[str, list[Try]]:
     heat = [pair for pair in product(HEAT_STRONG, HEAT_WEAK) if pair[0] < pair[1]]
     sparse = [(0.0, 0.5), (0.0, 0.7), (0.0, 0.9)]
     found = {
+        # at omega 1 the strong branch alone is left
+        "sparsity without guidance": with_gammas(
+            "routed", "sg", [(gamma, 0.95) for gamma in (0.1, 0.3, 0.5, 0.7, 0.9)], omega=(1.0,)
+        ),
         "gammas": with_gammas("routed", "sg", heat, omega=(omega,)),
         "sparsity and omega": with_gammas("routed", "sg", sparse, omega=(1.4, 2.5, 4.0)),
         "schedules": [
@@ -113,6 +122,16 @@ def studies(family: str) -> dict[str, list[Try]]:
             Try("routed", "ag", {"omega": omega}, share) for share in EARLY_SHARES
         ],
     }
+    found["seeds"] = [
+        Try(kind, guidance, values, seed=seed)
+        for kind, number in NUM_SEEDS.items()
+        for seed in range(number)
+        for guidance, values in (
+            ("none", {}),
+            ("cfg", {"omega": 2.5}),
+            *([("sg", SEED_SG)] if kind == "routed" else []),
+        )
+    ]
     if "masked" in {kind for kind, about in KINDS.items() if family in about.families}:
         found["routing and masking"] = [
             one
@@ -149,7 +168,7 @@ def all_tries(family: str) -> Iterator[Try]:
     distinct = {one.name: one for one in tries}
     order = {kind: place for place, kind in enumerate(KINDS)}
 
-    def place(one: Try) -> tuple[int, str]:
-        return order[one.twin.removesuffix("-tuned")], one.twin
+    def place(one: Try) -> tuple[int, str, int]:
+        return order[one.twin.removesuffix("-tuned")], one.twin, one.seed
 
     yield from sorted(distinct.values(), key=place)
