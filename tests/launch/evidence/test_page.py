@@ -159,7 +159,7 @@ def test_models_are_scored_and_shown_in_miniature(
     monkeypatch.setattr(score, "NUM_REFERENCES", 8)
     monkeypatch.setattr(score, "STEPS", 1)
     monkeypatch.setattr(score, "PHASES", {k: few(v) for k, v in score.PHASES.items()})
-    wanted = ("routed@none", "routed@sg,omega=2.5", "routed@pdg,omega=1.5")
+    wanted = ("routed@none", "routed@sg,omega=2.5,gamma_strong=0.1", "routed@pdg,omega=1.5")
     some = [one for one in all_tries("classes") if one.name.startswith(wanted)]
     monkeypatch.setattr(score, "all_tries", lambda _: [*some, Try("dense", "none")])
     torch.manual_seed(0)
