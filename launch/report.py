@@ -24,6 +24,7 @@ from t2i.console import get_logger, run_command
 from t2i.html import data_uri, image_uri, render_page
 
 if TYPE_CHECKING:
+    from launch.evidence.claims import Claim, Finding
     from t2i.evaluation.metric import Score
 
 LOG = get_logger("report")
@@ -85,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         models=sample_models(Path(config.samples), config.notes),
         score_names=SCORES,
         scores=score_rows(Path(config.samples)),
+        evidence=evidence(),
         timings=timings(Path(config.timings)),
     )
     output = Path(config.output)
@@ -241,6 +243,18 @@ def score_rows(folder: Path) -> list[tuple[str, dict[str, Score]]]:
             rows.append((f"{model.name}, {guidance.name}", by_name(scores.scores)))
             truths |= {name: by_name(own) for name, own in scores.truth.items()}
     return [*rows, *truths.items()]
+
+
+def evidence() -> list[tuple[Claim, Finding]]:
+    """What the stored comparison of guidance methods says of the papers' claims, where it has data."""
+    from launch.evidence.claims import findings
+    from launch.evidence.page import read_tables
+
+    try:
+        found = findings(read_tables())
+    except FileNotFoundError:  # no study is stored
+        return []
+    return [(claim, finding) for claim, finding in found if finding.verdict != "no data yet"]
 
 
 def by_name(scores: Sequence[Score]) -> dict[str, Score]:
