@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from launch.evidence.claims import CLAIMS, Finding
 from launch.report import (
     TEMPLATE,
     SampledModel,
@@ -93,6 +94,7 @@ def make_page(picture: str) -> str:
         models=[SampledModel("demo", "rough & ready", ["truth", "a", "b", "c"], prompts)],
         score_names=SCORES,
         scores=[("demo, none", scores)],
+        evidence=[(CLAIMS[0], Finding("0.1 < 0.2", "seen"))],
         timings=[{"step": name, "seconds": 1.25, "command": "run <x>"} for name in "ab"],
     )
 
@@ -106,6 +108,8 @@ def test_the_page_shows_and_escapes_its_parts() -> None:
         "1. a &lt;b&gt;",
         "of 12",
         "rough &amp; ready",
+        "0.1 &lt; 0.2",
+        CLAIMS[0].text,
     ):
         assert part in page
     for part in ("a &lt;circle&gt;", "color at place", "<td>2.5</td>"):
