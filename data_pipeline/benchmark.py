@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.benchmark_config import DataBenchmarkConfig
+from data_pipeline.benchmarks.benchmark_config import DataBenchmarkConfig
 from t2i.config import Section, add_config_arguments, config_from_args, describe_config, section
 from t2i.console import get_logger, progress, run_command
 from t2i.environment import describe_environment
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def measure_loader(config: DataBenchmarkConfig) -> list[Row]:
     """Samples/s of each reader: medians over rounds, of the ratio to webdataset too."""
-    from data_pipeline.benchmark_shards import write_latents
+    from data_pipeline.benchmarks.benchmark_shards import write_latents
 
     paths = write_latents(config)
     rows: dict[str, Callable[[], Iterator[Any]]] = {
@@ -121,7 +121,7 @@ def samples_per_second(batches: Iterator[Any], config: DataBenchmarkConfig) -> f
 def loader_batches(config: DataBenchmarkConfig) -> Iterator[Any]:
     """Our loader."""
     from data_pipeline.loader import make_loader
-    from data_pipeline.loader_config import LoaderConfig
+    from data_pipeline.loading.loader_config import LoaderConfig
 
     loader = LoaderConfig.model_validate(
         {
@@ -149,7 +149,7 @@ def webdataset_batches(
     """webdataset as its documentation has it."""
     import webdataset
 
-    from data_pipeline.benchmark_shards import collate, decode
+    from data_pipeline.benchmarks.benchmark_shards import collate, decode
 
     dataset = webdataset.WebDataset(
         list(paths),
@@ -194,7 +194,7 @@ def order_row(config: DataBenchmarkConfig, num_buckets: int) -> Row:
     import numpy as np
     import torch  # noqa: F401  (its import is not the plan's time)
 
-    from data_pipeline.order import DatasetCounts, Order
+    from data_pipeline.loading.order import DatasetCounts, Order
 
     empty = peak_gigabytes()
     per_bucket = config.order_samples // num_buckets
@@ -233,7 +233,7 @@ def measure_catalog(config: DataBenchmarkConfig) -> list[Row]:
     """Seconds until the counts of as many shards are known: for the first time, and again."""
     from tempfile import TemporaryDirectory
 
-    from data_pipeline.benchmark_shards import write_manifests
+    from data_pipeline.benchmarks.benchmark_shards import write_manifests
 
     found: dict[tuple[str, str], list[Row]] = {}
     with (
@@ -261,9 +261,9 @@ def summary(rows: Sequence[Row]) -> Row:
 
 def catalog_row(config: DataBenchmarkConfig, data: str, cache: str) -> Row:
     """Open a folder of latents and count its samples."""
-    from data_pipeline.catalog import open_latents
-    from data_pipeline.loader_config import DatasetConfig, LoaderConfig
-    from data_pipeline.storage import StorageConfig
+    from data_pipeline.loading.catalog import open_latents
+    from data_pipeline.loading.loader_config import DatasetConfig, LoaderConfig
+    from data_pipeline.storage.interface import StorageConfig
 
     latents, kept = CATALOGS[data]
     dataset = DatasetConfig(

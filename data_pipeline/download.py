@@ -23,24 +23,26 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from data_pipeline.fetch_config import FetchConfig, FetchError
-from data_pipeline.images import (
+from data_pipeline.jobs.jobs_config import JobsConfig
+from data_pipeline.jobs.runner import InfrastructureError, Job, run_job
+from data_pipeline.outputs.ledger import Outcome, Row
+from data_pipeline.outputs.shards import Sample
+from data_pipeline.pictures.images import (
     STORED_COLUMNS,
     ImageConfig,
     ImageError,
     StoredImage,
     store_image,
 )
-from data_pipeline.jobs import InfrastructureError, Job, JobsConfig, run_job
-from data_pipeline.manifest import Outcome, Row
-from data_pipeline.shards import Sample
 from data_pipeline.sources.coyo import CoyoMetadata, find_duplicates
-from data_pipeline.storage import Storage, StorageConfig, open_storage
+from data_pipeline.storage.interface import Storage, StorageConfig
+from data_pipeline.storage.stores import open_storage
+from data_pipeline.web.fetch_config import FetchConfig, FetchError
 from t2i.config import Section, add_config_arguments, config_from_args, describe_config, section
 from t2i.console import get_logger, run_command
 
 if TYPE_CHECKING:  # aiohttp is slow to import
-    from data_pipeline.fetch import Fetcher
+    from data_pipeline.web.fetch import Fetcher
 
 EPILOG = """\
 examples:
@@ -121,7 +123,7 @@ class Plan:
 
 
 class DownloadStep:
-    """The function of one shard (see `data_pipeline.jobs.Step`)."""
+    """The function of one shard (see `data_pipeline.jobs.runner.Step`)."""
 
     def __init__(self, plan: Plan, config: DownloadConfig) -> None:
         self.plan, self.config = plan, config
@@ -142,7 +144,7 @@ class DownloadStep:
         return outcomes
 
     async def _run(self, items: Sequence[DownloadItem]) -> list[Outcome]:
-        from data_pipeline.fetch import Fetcher
+        from data_pipeline.web.fetch import Fetcher
 
         with ThreadPoolExecutor(max_workers=1) as decoder:
             async with Fetcher(self.config.fetch, self.config.images.max_bytes) as fetcher:

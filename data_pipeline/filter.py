@@ -21,11 +21,12 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from data_pipeline.fingerprint import output_fingerprint
-from data_pipeline.jobs import Job, JobsConfig, run_job
-from data_pipeline.ledger import Outcome, Row
-from data_pipeline.manifest import StepOutput
-from data_pipeline.storage import StorageConfig
+from data_pipeline.jobs.jobs_config import JobsConfig
+from data_pipeline.jobs.runner import Job, run_job
+from data_pipeline.outputs.fingerprint import output_fingerprint
+from data_pipeline.outputs.ledger import Outcome, Row
+from data_pipeline.outputs.step_output import StepOutput
+from data_pipeline.storage.interface import StorageConfig
 from t2i.config import Section, add_config_arguments, config_from_args, describe_config, section
 from t2i.console import get_logger, run_command
 

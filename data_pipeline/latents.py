@@ -30,13 +30,14 @@ import numpy as np
 from PIL import Image
 from pydantic import Field, field_validator
 
-from data_pipeline.fingerprint import model_fingerprint, output_fingerprint
-from data_pipeline.images import IMAGE_EXTENSIONS, ImageConfig, ImageError, decode_image
-from data_pipeline.jobs import Job, JobsConfig, run_job
-from data_pipeline.ledger import Outcome, Row
-from data_pipeline.manifest import StepOutput
-from data_pipeline.shards import MIRRORED_PART, MOMENTS_PART, Sample
-from data_pipeline.storage import StorageConfig
+from data_pipeline.jobs.jobs_config import JobsConfig
+from data_pipeline.jobs.runner import Job, run_job
+from data_pipeline.outputs.fingerprint import model_fingerprint, output_fingerprint
+from data_pipeline.outputs.ledger import Outcome, Row
+from data_pipeline.outputs.shards import MIRRORED_PART, MOMENTS_PART, Sample
+from data_pipeline.outputs.step_output import StepOutput
+from data_pipeline.pictures.images import IMAGE_EXTENSIONS, ImageConfig, ImageError, decode_image
+from data_pipeline.storage.interface import StorageConfig
 from t2i.config import Section, add_config_arguments, config_from_args, describe_config, section
 from t2i.console import get_logger, run_command
 from t2i.encoders.vae_config import VAEConfig

@@ -23,13 +23,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from data_pipeline.catalog import Catalog
-from data_pipeline.catalogs import open_catalog
-from data_pipeline.latent_shards import LatentSample
-from data_pipeline.loader_config import LoaderConfig
-from data_pipeline.order import DatasetCounts, GlobalBatch, Order
-from data_pipeline.sample_reader import BadShard, SampleReader
-from data_pipeline.storage import StorageConfig
+from data_pipeline.loading.catalog import Catalog
+from data_pipeline.loading.catalogs import open_catalog
+from data_pipeline.loading.latent_shards import LatentSample
+from data_pipeline.loading.loader_config import LoaderConfig
+from data_pipeline.loading.order import DatasetCounts, GlobalBatch, Order
+from data_pipeline.loading.sample_reader import BadShard, SampleReader
+from data_pipeline.storage.interface import StorageConfig
 from t2i import rng
 from t2i.batch import DROPPED, TrainingBatch
 from t2i.console import MetricsFile, get_logger

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from data_pipeline.loader_config import LoaderConfig
+from data_pipeline.loading.loader_config import LoaderConfig
 from launch.config import LaunchConfig
 from t2i.config import ConfigError, Section, section
 from t2i.encoders.text_config import TextEncoderConfig

@@ -24,8 +24,8 @@ from pathlib import Path
 
 import yaml
 
-from data_pipeline.loader_config import LoaderConfig
-from data_pipeline.storage import StorageConfig
+from data_pipeline.loading.loader_config import LoaderConfig
+from data_pipeline.storage.interface import StorageConfig
 from launch.config import LaunchConfig
 from t2i.config import REPO_FOLDER, ConfigError, flatten
 from t2i.training.checkpoint import checkpoint_paths
@@ -50,7 +50,7 @@ class Checked:
 
     Attributes:
         warnings: lines for the user.
-        data: tells the shards of each dataset, see `data_pipeline.catalogs.describe_shards`.
+        data: tells the shards of each dataset, see `data_pipeline.loading.catalogs.describe_shards`.
     """
 
     warnings: Sequence[str]
@@ -178,7 +178,7 @@ def read_token(folder: Path, token: str) -> list[str]:
 
 def look_at_data(loader: LoaderConfig, storage: StorageConfig, data: list[str]) -> list[str]:
     """Open each dataset as the loader does, with its filter; append what tells its shards to data."""
-    from data_pipeline.catalogs import describe_shards, open_catalog
+    from data_pipeline.loading.catalogs import describe_shards, open_catalog
 
     problems = []
     for dataset in loader.datasets:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.latents import LatentsConfig
-from data_pipeline.loader_config import LoaderConfig
+from data_pipeline.loading.loader_config import LoaderConfig
 from launch.backbones import BackboneSections, check_fits
 from launch.config import stage_section
 from launch.plan_config import PlanConfig

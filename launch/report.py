@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def funnel_rows(config: ReportConfig) -> list[list[Any]]:
     """Rows in, ok, filtered and failed of every step, with the reasons."""
-    from data_pipeline.manifest import StepOutput
+    from data_pipeline.outputs.step_output import StepOutput
 
     rows = []
     steps = {
@@ -120,7 +120,7 @@ def funnel_rows(config: ReportConfig) -> list[list[Any]]:
 
 def caption_examples(config: ReportConfig) -> list[tuple[str, list[str]]]:
     """A few images of the first shard, as data URIs, with their four captions."""
-    from data_pipeline.manifest import StepOutput
+    from data_pipeline.outputs.step_output import StepOutput
 
     images, captions = StepOutput.open(config.images), StepOutput.open(config.captions)
     shard_id = captions.manifests()[0].id
@@ -142,7 +142,7 @@ def caption_accuracy(config: ReportConfig) -> tuple[list[list[str]], int]:
     Returns:
         (level, percent) of each, and the number of objects drawn.
     """
-    from data_pipeline.manifest import StepOutput
+    from data_pipeline.outputs.step_output import StepOutput
     from data_pipeline.sources.shapes import load_pictures
     from t2i.shapes import parse_caption
 

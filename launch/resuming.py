@@ -31,7 +31,7 @@ IRRELEVANT = (
     *("t2i.training.validate_every", "t2i.training.sample_every"),
     *("data_pipeline.loader.num_workers", "data_pipeline.loader.prefetch"),
 )
-# What the order of the data depends on, see `data_pipeline.order`.
+# What the order of the data depends on, see `data_pipeline.loading.order`.
 DATA_ORDER = (
     *("t2i.training.seed", "t2i.training.global_batch", "data_pipeline.loader.datasets"),
     *("data_pipeline.loader.window_shards", "data_pipeline.loader.held_out"),

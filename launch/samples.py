@@ -148,7 +148,7 @@ def _quality(launch: LaunchConfig) -> Callable[[Sequence[Image]], float]:
     import torch
 
     from t2i.evaluation.picture_sets import Picture
-    from t2i.evaluation.scoring import Context
+    from t2i.evaluation.context import Context
 
     metric, settings = _chosen_metric(launch)
     prompts = prompts_of(launch)

@@ -32,8 +32,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_pipeline.loader_config import LoaderConfig
-from data_pipeline.storage import StorageConfig
+from data_pipeline.loading.loader_config import LoaderConfig
+from data_pipeline.storage.interface import StorageConfig
 from launch.backbones import (
     BackboneSections,
     build_backbone,

@@ -22,7 +22,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from data_pipeline.storage import StorageConfig, open_storage
+from data_pipeline.storage.interface import StorageConfig
+from data_pipeline.storage.stores import open_storage
 from launch.config import UploadConfig
 from t2i.console import format_seconds, get_logger, progress
 from t2i.training import checkpoint

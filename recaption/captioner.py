@@ -11,24 +11,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from data_pipeline.fingerprint import model_fingerprint
+from data_pipeline.outputs.fingerprint import model_fingerprint
 from recaption.captioner_config import CaptionerConfig
+from recaption.captions import Captioner, Captions, as_captions
 from recaption.granularity import LEVELS, Answer, CaptionError, LevelsConfig, accept_caption
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from t2i.encoders.internvl import InternVL
-
-Captions = tuple[str, str, str, str]  # in the order of LEVELS
-
-
-class Captioner(Protocol):
-    """What writes captions."""
-
-    def caption(self, images: Sequence[Image]) -> list[Captions | CaptionError]:
-        """Four captions per RGB image in the order of `LEVELS`, or why there are none."""
-
 
 def make_captioner(config: CaptionerConfig) -> Captioner:
     """The engine of a config, ready to use.
@@ -82,12 +73,6 @@ class InternVLCaptioner:
             questions = [processor.text_question(chain[-1], prompt) for chain in chains]
             answers = self.model.answer(questions, None, limit)
         return [Answer(text, is_complete) for text, is_complete in answers]
-
-
-def as_captions(chain: Sequence[str]) -> Captions:
-    """A finished chain of captions, one per level."""
-    detailed, multi_sentence, sentence, keywords = chain
-    return detailed, multi_sentence, sentence, keywords
 
 
 def captioner_fingerprint(config: CaptionerConfig) -> dict[str, Any]:

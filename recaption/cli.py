@@ -22,8 +22,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_pipeline.jobs import JobsConfig, run_job
-from data_pipeline.storage import StorageConfig
+from data_pipeline.jobs.jobs_config import JobsConfig
+from data_pipeline.jobs.runner import run_job
+from data_pipeline.storage.interface import StorageConfig
 from recaption.captioner_config import CaptionerConfig
 from recaption.job import RecaptionConfig, make_job
 from t2i.config import (

@@ -17,11 +17,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipeline.images import ImageConfig, ImageError, decode_image, encode_image
-from data_pipeline.ledger import Funnel
-from data_pipeline.manifest import StepOutput
-from data_pipeline.shards import Sample
-from data_pipeline.storage import StorageConfig
+from data_pipeline.outputs.ledger import Funnel
+from data_pipeline.outputs.shards import Sample
+from data_pipeline.outputs.step_output import StepOutput
+from data_pipeline.pictures.images import ImageConfig, ImageError, decode_image, encode_image
+from data_pipeline.storage.interface import StorageConfig
 from recaption.granularity import CaptionError
 from recaption.job import RecaptionConfig, image_bytes
 from t2i.config import Section, add_config_arguments, config_from_args, describe_config, section

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 from PIL import Image as PillowImage
 
-from data_pipeline.jobs import InfrastructureError
-from recaption.captioner import Captions, as_captions
+from data_pipeline.jobs.runner import InfrastructureError
 from recaption.captioner_config import CaptionerConfig
+from recaption.captions import Captions, as_captions
 from recaption.granularity import LEVELS, Answer, CaptionError, accept_caption
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class ServerTrouble(CaptionError):
 
 
 class HttpCaptioner:
-    """Captions by a server; see `recaption.captioner.Captioner`."""
+    """Captions by a server; see `recaption.captions.Captioner`."""
 
     def __init__(self, config: CaptionerConfig) -> None:
         self.config, self.http = config, config.http
@@ -48,7 +48,7 @@ class HttpCaptioner:
         self.url = f"{self.http.url.rstrip('/')}/chat/completions"
 
     def caption(self, images: Sequence[Image]) -> list[Captions | CaptionError]:
-        """See `recaption.captioner.Captioner`.
+        """See `recaption.captions.Captioner`.
 
         Raises:
             InfrastructureError: the server answered nobody, or refuses the key, the model's name

@@ -1,4 +1,4 @@
-"""The recaptioning of one shard, as `data_pipeline.jobs` runs it.
+"""The recaptioning of one shard, as `data_pipeline.jobs.runner` runs it.
 
 A captions sample has one part, ``json``: {"captions": [four texts], "levels": [their names],
 "model": which captioner wrote them}. Keys and shard ids are those of the images.
@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from data_pipeline.fingerprint import output_fingerprint, short_hash
-from data_pipeline.images import IMAGE_EXTENSIONS, ImageConfig, ImageError, decode_image
-from data_pipeline.jobs import Job
-from data_pipeline.ledger import Outcome, Row
-from data_pipeline.manifest import StepOutput
-from data_pipeline.shards import Sample
-from data_pipeline.storage import StorageConfig
-from recaption.captioner import Captioner, Captions, captioner_fingerprint, make_captioner
+from data_pipeline.jobs.runner import Job
+from data_pipeline.outputs.fingerprint import output_fingerprint, short_hash
+from data_pipeline.outputs.ledger import Outcome, Row
+from data_pipeline.outputs.shards import Sample
+from data_pipeline.outputs.step_output import StepOutput
+from data_pipeline.pictures.images import IMAGE_EXTENSIONS, ImageConfig, ImageError, decode_image
+from data_pipeline.storage.interface import StorageConfig
+from recaption.captioner import captioner_fingerprint, make_captioner
 from recaption.captioner_config import CaptionerConfig
+from recaption.captions import Captioner, Captions
 from recaption.granularity import LEVELS, CaptionError
 from t2i.config import Section
 

@@ -88,7 +88,8 @@ def score_sets(args: argparse.Namespace) -> int:
 
     from t2i.devices import leave_group, process_state
     from t2i.evaluation.picture_sets import open_set
-    from t2i.evaluation.scoring import make_context, score_set
+    from t2i.evaluation.context import make_context
+    from t2i.evaluation.scoring import score_set
     from t2i.sampling.image_folder import short_names
 
     sets = [open_set(path) for path in args.sets]

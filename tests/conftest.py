@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from data_pipeline.storage import StorageConfig
+from data_pipeline.storage.interface import StorageConfig
 
 SLOW_LEFT_OUT = pytest.StashKey[int]()
 

@@ -13,7 +13,10 @@ from tests.mutants.__main__ import all_mutants, chosen, main, try_and_report
 from tests.mutants.mutant import Mutant
 from tests.mutants.run import REPO, check_without_fault, copy_repository, try_mutant
 
-CONFIG, CONFIG_TESTS = "data_pipeline/loader_config.py", "tests/data_pipeline/test_loader_config.py"
+CONFIG, CONFIG_TESTS = (
+    "data_pipeline/loading/loader_config.py",
+    "tests/data_pipeline/loading/test_loader_config.py",
+)
 MESSAGE = "name at least one dataset"
 REWORDED = Mutant("reworded", CONFIG, MESSAGE, "name a dataset", (CONFIG_TESTS,))
 HARMLESS = Mutant("harmless", CONFIG, MESSAGE, f"really {MESSAGE}", (CONFIG_TESTS,))

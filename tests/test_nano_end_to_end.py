@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.manifest import StepOutput
+from data_pipeline.outputs.step_output import StepOutput
 
 REPO = Path(__file__).resolve().parent.parent
 STEPS = (

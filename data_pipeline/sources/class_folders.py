@@ -17,16 +17,13 @@ from dataclasses import dataclass
 
 from pydantic import Field
 
-from data_pipeline.images import (
-    STORED_COLUMNS,
-    ImageConfig,
-    ImageError,
-    store_image,
-)
-from data_pipeline.jobs import Job, JobsConfig, run_job
-from data_pipeline.ledger import Outcome, Row, Status
-from data_pipeline.shards import Sample
-from data_pipeline.storage import Storage, StorageConfig, open_storage
+from data_pipeline.jobs.jobs_config import JobsConfig
+from data_pipeline.jobs.runner import Job, run_job
+from data_pipeline.outputs.ledger import Outcome, Row, Status
+from data_pipeline.outputs.shards import Sample
+from data_pipeline.pictures.images import STORED_COLUMNS, ImageConfig, ImageError, store_image
+from data_pipeline.storage.interface import Storage, StorageConfig
+from data_pipeline.storage.stores import open_storage
 from t2i.config import Section, add_config_arguments, config_from_args, describe_config, section
 from t2i.console import get_logger, run_command
 
@@ -93,7 +90,7 @@ class Listing:
 
 
 class ClassFoldersStep:
-    """The function of one shard (see `data_pipeline.jobs.Step`)."""
+    """The function of one shard (see `data_pipeline.jobs.runner.Step`)."""
 
     def __init__(self, source: Storage, listing: Listing, num_shards: int, limits: ImageConfig):
         self.source, self.num_shards, self.limits = source, num_shards, limits

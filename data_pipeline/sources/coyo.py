@@ -19,7 +19,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_pipeline.storage import Storage, StorageConfig, open_storage
+from data_pipeline.storage.interface import Storage, StorageConfig
+from data_pipeline.storage.stores import open_storage
 from t2i.console import progress
 
 INT_COLUMNS = (

@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from data_pipeline.images import encode_image
-from data_pipeline.sources.picture_server import PictureServer
+from data_pipeline.pictures.images import encode_image
+from data_pipeline.web.picture_server import PictureServer
 from t2i.config import Section, add_config_arguments, config_from_args, describe_config, section
 from t2i.console import get_logger, progress, run_command
 from t2i.shapes import Scene, SceneObject, random_scene, render, scene_class

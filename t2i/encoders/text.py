@@ -17,7 +17,7 @@ from torch import Tensor
 from t2i.console import get_logger
 from t2i.encoders.internvl import encode_text, refuse_missing_folder
 from t2i.encoders.text_config import TextEncoderConfig
-from t2i.encoders.text_whitening import TextWhitening, load_whitening
+from t2i.encoders.whitening import TextWhitening, load_whitening
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

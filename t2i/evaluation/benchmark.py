@@ -19,7 +19,7 @@ from t2i.evaluation.metrics.adm import AdmSettings, InceptionRows
 from t2i.evaluation.moments import statistics_of
 from t2i.evaluation.picture_sets import open_set, read_batches
 from t2i.evaluation.precision_recall import precision_recall
-from t2i.evaluation.scoring import Context
+from t2i.evaluation.context import Context
 
 DIMENSIONS = 2048
 

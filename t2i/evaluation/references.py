@@ -17,7 +17,8 @@ from t2i.evaluation.adm_files import AdmFile, open_adm_file
 from t2i.evaluation.metric import Scorer
 from t2i.evaluation.moments import Moments, Statistics, statistics_of
 from t2i.evaluation.picture_sets import PictureSet, open_set, read_batches
-from t2i.evaluation.scoring import Context, rows_key, rows_of
+from t2i.evaluation.context import Context
+from t2i.evaluation.scoring import rows_key, rows_of
 
 logger = get_logger("evaluate")
 MAX_ROWS = 10_000  # as many pictures as ADM's reference for ImageNet holds

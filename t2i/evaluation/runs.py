@@ -30,7 +30,8 @@ from t2i.evaluation.picture_sets import Picture, open_set
 from t2i.evaluation.registry import all_metrics
 from t2i.evaluation.results import result_rows
 from t2i.evaluation.score_files import score_file, write_scores
-from t2i.evaluation.scoring import Context, make_context, score_set
+from t2i.evaluation.context import Context, make_context
+from t2i.evaluation.scoring import score_set
 from t2i.generation import Config as GenerationConfig
 from t2i.generation import (
     generate,

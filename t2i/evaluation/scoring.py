@@ -20,6 +20,7 @@ from torch import Tensor
 from t2i.console import get_logger, progress
 from t2i.devices import process_state, usable_device
 from t2i.encoders.weights_hash import file_hash
+from t2i.evaluation.context import Context
 from t2i.evaluation.picture_sets import PictureSet, Policy, read_batches
 
 if TYPE_CHECKING:
@@ -28,40 +29,6 @@ if TYPE_CHECKING:
 
 logger = get_logger("evaluate")
 INDICES = "indices"  # beside the rows: which pictures they are of
-
-
-@dataclass(frozen=True)
-class Context:
-    """How to go through pictures.
-
-    Attributes:
-        device: where networks run.
-        batch_size: pictures that a network gets at a time.
-        num_threads: that read pictures.
-        policy: what becomes of odd pictures; see `t2i.evaluation.picture_sets.read_batches`.
-        cache: folder where rows are remembered; None = nowhere.
-    """
-
-    device: torch.device
-    batch_size: int
-    num_threads: int
-    policy: Policy
-    cache: Path | None
-
-
-def make_context(reading: ReadingConfig) -> Context:
-    """The context of a config.
-
-    Raises:
-        ValueError: there is no such device.
-    """
-    return Context(
-        device=usable_device(reading.device),
-        batch_size=reading.batch_size,
-        num_threads=reading.num_threads,
-        policy=reading.odd_pictures,
-        cache=Path(reading.cache) if reading.cache else None,
-    )
 
 
 def score_set(scorer: Scorer, pictures: PictureSet, context: Context, label: str) -> Scores:

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from data_pipeline.latents import npy_bytes
-from data_pipeline.ledger import Outcome, Row
-from data_pipeline.manifest import StepOutput
-from data_pipeline.shards import Sample
-from data_pipeline.storage import StorageConfig
+from data_pipeline.outputs.ledger import Outcome, Row
+from data_pipeline.outputs.shards import Sample
+from data_pipeline.outputs.step_output import StepOutput
+from data_pipeline.storage.interface import StorageConfig
 
 MOMENTS_SHAPES = {"128x128": (8, 2, 2), "160x96": (8, 1, 3)}
 

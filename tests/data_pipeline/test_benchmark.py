@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from data_pipeline.benchmark import loader_batches, main, webdataset_batches
-from data_pipeline.benchmark_config import DataBenchmarkConfig
-from data_pipeline.benchmark_shards import write_latents
+from data_pipeline.benchmarks.benchmark_config import DataBenchmarkConfig
+from data_pipeline.benchmarks.benchmark_shards import write_latents
 
 SMALL = {
     "num_shards": 4,

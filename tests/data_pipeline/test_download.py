@@ -18,12 +18,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_pipeline.download import ADDED_COLUMNS, DownloadConfig, main, make_job
-from data_pipeline.jobs import JobsConfig, JobSummary, run_job
-from data_pipeline.manifest import StepOutput
+from data_pipeline.jobs.jobs_config import JobsConfig
+from data_pipeline.jobs.runner import JobSummary, run_job
+from data_pipeline.outputs.step_output import StepOutput
 from data_pipeline.sources.coyo import SCHEMA
-from data_pipeline.sources.picture_server import PictureServer
 from data_pipeline.sources.shapes import ShapesConfig, load_pictures, make_source
-from data_pipeline.storage import StorageConfig
+from data_pipeline.storage.interface import StorageConfig
+from data_pipeline.web.picture_server import PictureServer
 
 NUM_IMAGES = 60
 FUNNEL = {

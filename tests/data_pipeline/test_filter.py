@@ -14,11 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipeline.filter import FilterConfig, main, make_job, reason_to_drop
-from data_pipeline.jobs import JobsConfig, run_job
-from data_pipeline.ledger import Outcome, Row
-from data_pipeline.manifest import StepOutput
-from data_pipeline.shards import Sample
-from data_pipeline.storage import StorageConfig
+from data_pipeline.jobs.jobs_config import JobsConfig
+from data_pipeline.jobs.runner import run_job
+from data_pipeline.outputs.ledger import Outcome, Row
+from data_pipeline.outputs.shards import Sample
+from data_pipeline.outputs.step_output import StepOutput
+from data_pipeline.storage.interface import StorageConfig
 
 SCORES = [5.0, math.nextafter(5.0, 6), 4.9, 6.5, None]
 

@@ -15,8 +15,8 @@ import torch
 import yaml
 from PIL import Image
 
-from data_pipeline.images import encode_image
-from data_pipeline.jobs import JobsConfig, run_job
+from data_pipeline.jobs.jobs_config import JobsConfig
+from data_pipeline.jobs.runner import run_job
 from data_pipeline.latents import (
     Bucket,
     LatentsConfig,
@@ -27,10 +27,11 @@ from data_pipeline.latents import (
     make_job,
     nearest_bucket,
 )
-from data_pipeline.ledger import Outcome, Row
-from data_pipeline.manifest import StepOutput
-from data_pipeline.shards import Sample
-from data_pipeline.storage import StorageConfig
+from data_pipeline.outputs.ledger import Outcome, Row
+from data_pipeline.outputs.shards import Sample
+from data_pipeline.outputs.step_output import StepOutput
+from data_pipeline.pictures.images import encode_image
+from data_pipeline.storage.interface import StorageConfig
 from t2i.config import ConfigError
 from t2i.encoders.vae import load_vae
 from t2i.encoders.vae_config import VAEConfig

@@ -22,9 +22,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.loader import LatentBatches, Share, make_loader, read_captions
-from data_pipeline.loader_config import LoaderConfig
-from data_pipeline.manifest import StepOutput
-from data_pipeline.storage import StorageConfig
+from data_pipeline.loading.loader_config import LoaderConfig
+from data_pipeline.outputs.step_output import StepOutput
+from data_pipeline.storage.interface import StorageConfig
 from t2i.batch import DROPPED, TrainingBatch
 
 SIZES = [9, 0, 14, 7]

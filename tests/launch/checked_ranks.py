@@ -15,8 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.loader_config import DatasetConfig, LoaderConfig
-from data_pipeline.storage import StorageConfig
+from data_pipeline.loading.loader_config import DatasetConfig, LoaderConfig
+from data_pipeline.storage.interface import StorageConfig
 from launch.config import LaunchConfig
 from launch.environment import check_environment
 from t2i.config import ASSETS_FOLDER, ConfigError

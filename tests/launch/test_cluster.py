@@ -18,9 +18,9 @@ import psutil
 import pytest
 import yaml
 
-from data_pipeline.ledger import Outcome, Row
-from data_pipeline.manifest import StepOutput
-from data_pipeline.shards import Sample
+from data_pipeline.outputs.ledger import Outcome, Row
+from data_pipeline.outputs.shards import Sample
+from data_pipeline.outputs.step_output import StepOutput
 
 REPO = Path(__file__).resolve().parents[2]
 CLUSTER = REPO / "launch" / "cluster"

@@ -13,10 +13,11 @@ import pytest
 import torch
 import yaml
 
-from data_pipeline.ledger import Outcome, Row
-from data_pipeline.manifest import StepOutput
-from data_pipeline.shards import Sample
-from data_pipeline.storage import StorageConfig, open_storage
+from data_pipeline.outputs.ledger import Outcome, Row
+from data_pipeline.outputs.shards import Sample
+from data_pipeline.outputs.step_output import StepOutput
+from data_pipeline.storage.interface import StorageConfig
+from data_pipeline.storage.stores import open_storage
 from launch.config import UploadConfig, stage_section
 from launch.environment import look_at_data
 from launch.resuming import go_back_together

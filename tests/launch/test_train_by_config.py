@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipeline.ledger import Outcome, Row
-from data_pipeline.manifest import StepOutput
-from data_pipeline.shards import Sample
-from data_pipeline.storage import StorageConfig, open_storage
+from data_pipeline.outputs.ledger import Outcome, Row
+from data_pipeline.outputs.shards import Sample
+from data_pipeline.outputs.step_output import StepOutput
+from data_pipeline.storage.interface import StorageConfig
+from data_pipeline.storage.stores import open_storage
 from launch.backbones import check_fits
 from launch.config import stage_section
 from launch.train_t2i import Config, train_stage

@@ -15,7 +15,7 @@ from typing import Any
 import boto3
 import pytest
 
-from data_pipeline.storage import StorageConfig
+from data_pipeline.storage.interface import StorageConfig
 from launch.config import UploadConfig
 from launch.uploads import RemoteCheckpoints, Uploads
 from t2i.config import ConfigError

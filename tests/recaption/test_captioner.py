@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from data_pipeline.fingerprint import model_fingerprint
+from data_pipeline.outputs.fingerprint import model_fingerprint
 from recaption.captioner import (
     InternVLCaptioner,
     captioner_fingerprint,

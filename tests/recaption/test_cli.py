@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.manifest import StepOutput
+from data_pipeline.outputs.step_output import StepOutput
 from recaption.cli import RAY_JOB_VARIABLE, absolute, build_parser, enter_project_folder, main
 from t2i.config import REPO_FOLDER
 from t2i.console import run_command

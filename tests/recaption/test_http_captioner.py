@@ -17,7 +17,7 @@ import pytest
 from aiohttp import web
 from PIL import Image
 
-from data_pipeline.jobs import InfrastructureError
+from data_pipeline.jobs.runner import InfrastructureError
 from recaption.captioner import make_captioner
 from recaption.captioner_config import CaptionerConfig, HttpConfig
 from recaption.granularity import CaptionError, LevelsConfig

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from data_pipeline.jobs import Job, JobsConfig, run_job
-from data_pipeline.manifest import StepOutput
-from data_pipeline.shards import Sample
-from data_pipeline.storage import StorageConfig
-from recaption.captioner import Captions
+from data_pipeline.jobs.jobs_config import JobsConfig
+from data_pipeline.jobs.runner import Job, run_job
+from data_pipeline.outputs.shards import Sample
+from data_pipeline.outputs.step_output import StepOutput
+from data_pipeline.storage.interface import StorageConfig
+from recaption.captions import Captions
 from recaption.captioner_config import CaptionerConfig
 from recaption.granularity import LEVELS, CaptionError
 from recaption.job import RecaptionConfig, RecaptionStep, image_bytes, make_job

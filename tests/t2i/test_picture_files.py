@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
-from data_pipeline.images import ImageConfig, decode_image
+from data_pipeline.pictures.images import ImageConfig, decode_image
 from t2i.evaluation.picture_sets import open_set, read_batches
 from t2i.picture_files import ORIENTATION, upright, without_texts
 

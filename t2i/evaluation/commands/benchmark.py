@@ -36,7 +36,7 @@ def main(args: argparse.Namespace) -> int:
     from t2i.devices import usable_device
     from t2i.environment import describe_environment
     from t2i.evaluation.benchmark import as_markdown, measure
-    from t2i.evaluation.scoring import Context
+    from t2i.evaluation.context import Context
 
     device = usable_device(args.device)
     context = Context(device, args.batch_size, args.num_threads, "refuse", None)

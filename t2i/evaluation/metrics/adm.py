@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from t2i.evaluation.moments import Statistics
     from t2i.evaluation.picture_sets import Picture
-    from t2i.evaluation.scoring import Context
+    from t2i.evaluation.context import Context
 
 DESCRIPTION = """
 Against a reference, by the definitions of ADM's evaluator:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from t2i.evaluation.picture_sets import Picture
-    from t2i.evaluation.scoring import Context
+    from t2i.evaluation.context import Context
 
 DESCRIPTION = """
 LAION's aesthetic predictor, version 2, on CLIP ViT-L/14: from about 1 to 10, the mean over pictures.

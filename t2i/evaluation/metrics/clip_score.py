@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from t2i.evaluation.picture_sets import Picture
-    from t2i.evaluation.scoring import Context
+    from t2i.evaluation.context import Context
 
 DESCRIPTION = """
 The cosine of CLIP's vectors of a picture and of its prompt, at least 0, times 100: the mean over

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from t2i.evaluation.picture_sets import Picture
-    from t2i.evaluation.scoring import Context
+    from t2i.evaluation.context import Context
 
 DESCRIPTION = """
 Squared maximum mean discrepancy of CLIP ViT-L/14's embeddings at 336 pixels, Gaussian kernel of width

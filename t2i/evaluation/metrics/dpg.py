@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from t2i.evaluation.picture_sets import Picture
-    from t2i.evaluation.scoring import Context
+    from t2i.evaluation.context import Context
 
 DESCRIPTION = """
 Questions about long prompts (Hu et al., 2024), answered by InternVL with yes or no: dpg is the mean

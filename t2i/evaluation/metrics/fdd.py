@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from t2i.evaluation.picture_sets import Picture
-    from t2i.evaluation.scoring import Context
+    from t2i.evaluation.context import Context
 
 DESCRIPTION = """
 Frechet distance, as FID's, of DINOv2 ViT-L/14's class tokens, which follow people's judgment of

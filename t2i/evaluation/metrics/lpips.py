@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from t2i.evaluation.picture_sets import Picture
-    from t2i.evaluation.scoring import Context
+    from t2i.evaluation.context import Context
 
 DESCRIPTION = """
 How different pictures look (LPIPS 0.1 on VGG-16), as in Sparse Guidance's Figure 7:

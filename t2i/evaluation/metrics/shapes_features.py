@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from t2i.evaluation.picture_sets import Picture
-    from t2i.evaluation.scoring import Context
+    from t2i.evaluation.context import Context
 
 DESCRIPTION = """
 Features of a classifier of Shapes scenes (shape, colour, size by place; background), which is shipped

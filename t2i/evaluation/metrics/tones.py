@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from t2i.evaluation.picture_sets import Picture
-    from t2i.evaluation.scoring import Context
+    from t2i.evaluation.context import Context
 
 DESCRIPTION = """
 Of each picture the mean saturation of its pixels (HSV), and its contrast: the standard deviation of

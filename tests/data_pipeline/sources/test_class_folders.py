@@ -11,12 +11,14 @@ import pytest
 from PIL import Image
 
 from data_pipeline import latents
-from data_pipeline.jobs import JobsConfig, run_job
+from data_pipeline.jobs.jobs_config import JobsConfig
+from data_pipeline.jobs.runner import run_job
 from data_pipeline.loader import make_loader
-from data_pipeline.loader_config import LoaderConfig
-from data_pipeline.manifest import StepOutput
+from data_pipeline.loading.loader_config import LoaderConfig
+from data_pipeline.outputs.step_output import StepOutput
 from data_pipeline.sources.class_folders import ClassFoldersConfig, main, make_job
-from data_pipeline.storage import StorageConfig, open_storage
+from data_pipeline.storage.interface import StorageConfig
+from data_pipeline.storage.stores import open_storage
 from t2i.console import run_command
 
 CLASSES = ("n02", "n10", "n01")

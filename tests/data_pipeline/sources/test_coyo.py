@@ -16,7 +16,8 @@ from data_pipeline.sources.coyo import (
     CoyoMetadata,
     find_duplicates,
 )
-from data_pipeline.storage import StorageConfig, open_storage
+from data_pipeline.storage.interface import StorageConfig
+from data_pipeline.storage.stores import open_storage
 
 DEDUPLICATE = ("url", "image_phash")
 

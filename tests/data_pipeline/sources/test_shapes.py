@@ -13,11 +13,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from data_pipeline.images import ImageConfig, ImageError, decode_image
+from data_pipeline.pictures.images import ImageConfig, ImageError, decode_image
 from data_pipeline.sources import shapes
 from data_pipeline.sources.coyo import SCHEMA, CoyoMetadata
-from data_pipeline.sources.picture_server import PictureServer
 from data_pipeline.sources.shapes import ShapesConfig, load_pictures, make_source, serve
+from data_pipeline.web.picture_server import PictureServer
 from t2i.shapes import COLORS, SHAPES, detect
 
 NUM_IMAGES = 60

@@ -17,7 +17,8 @@ from t2i.encoders.text_alikeness import (
     measure_alikeness,
 )
 from t2i.encoders.text_config import TextEncoderConfig
-from t2i.encoders.text_whitening import FILE_NAME, main
+from t2i.encoders.text_whitening import main
+from t2i.encoders.whitening import FILE_NAME
 
 
 def test_the_nano_models_raw_colors_are_too_alike_and_its_whitened_ones_are_not(

@@ -7,13 +7,8 @@ import torch
 
 from t2i.encoders.text import TextEncoder, load_text_encoder
 from t2i.encoders.text_config import TextEncoderConfig
-from t2i.encoders.text_whitening import (
-    FILE_NAME,
-    VARIANCE_FLOOR,
-    load_whitening,
-    main,
-    measure_whitening,
-)
+from t2i.encoders.text_whitening import VARIANCE_FLOOR, main, measure_whitening
+from t2i.encoders.whitening import FILE_NAME, load_whitening
 
 CAPTIONS = [f"a {color} circle" for color in ("red", "green", "blue")] + ["a white square", ""]
 

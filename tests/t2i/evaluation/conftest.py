@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from t2i.evaluation.scoring import Context
+from t2i.evaluation.context import Context
 from t2i.sampling.image_folder import ImageFolder, plan_images
 
 PROMPTS = (
