@@ -31,7 +31,7 @@ from typing import Any
 
 from data_pipeline.benchmarks.benchmark_config import DataBenchmarkConfig
 from t2i.config import Section, add_config_arguments, config_from_args, describe_config, section
-from t2i.console import get_logger, progress, run_command
+from t2i.console import command_parser, get_logger, progress, run_command
 from t2i.environment import describe_environment
 
 LOG = get_logger("benchmark")
@@ -50,11 +50,7 @@ class Config(Section):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m data_pipeline.benchmark",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("python -m data_pipeline.benchmark", __doc__)
     parser.add_argument(
         "what",
         choices=("loader", "order", "catalog"),

@@ -39,7 +39,7 @@ from data_pipeline.storage.interface import Storage, StorageConfig
 from data_pipeline.storage.stores import open_storage
 from data_pipeline.web.fetch_config import FetchConfig, FetchError
 from t2i.config import Section, add_config_arguments, config_from_args, describe_config, section
-from t2i.console import get_logger, run_command
+from t2i.console import command_parser, get_logger, run_command
 
 if TYPE_CHECKING:  # aiohttp is slow to import
     from data_pipeline.web.fetch import Fetcher
@@ -251,11 +251,10 @@ def _column_types(metadata: CoyoMetadata) -> dict[str, str]:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m data_pipeline.download",
-        description="Download the pictures of a COYO-700M metadata table into image shards.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = command_parser(
+        "python -m data_pipeline.download",
+        "Download the pictures of a COYO-700M metadata table into image shards.",
+        EPILOG,
     )
     add_config_arguments(parser)
     return parser

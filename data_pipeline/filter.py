@@ -28,7 +28,7 @@ from data_pipeline.outputs.ledger import Outcome, Row
 from data_pipeline.outputs.step_output import StepOutput
 from data_pipeline.storage.interface import StorageConfig
 from t2i.config import Section, add_config_arguments, config_from_args, describe_config, section
-from t2i.console import get_logger, run_command
+from t2i.console import command_parser, get_logger, run_command
 
 SIDE_COLUMNS = ("image_width", "image_height")  # as data_pipeline.download measured them
 BATCH_SIZE = 1024  # rows at a time: only a matter of how often progress is shown
@@ -173,11 +173,7 @@ def make_job(config: FilterConfig, storage: StorageConfig) -> Job:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m data_pipeline.filter",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("python -m data_pipeline.filter", __doc__)
     add_config_arguments(parser)
     return parser
 

@@ -39,7 +39,7 @@ from data_pipeline.outputs.step_output import StepOutput
 from data_pipeline.pictures.images import IMAGE_EXTENSIONS, ImageConfig, ImageError, decode_image
 from data_pipeline.storage.interface import StorageConfig
 from t2i.config import Section, add_config_arguments, config_from_args, describe_config, section
-from t2i.console import get_logger, run_command
+from t2i.console import command_parser, get_logger, run_command
 from t2i.encoders.vae_config import VAEConfig
 
 if TYPE_CHECKING:
@@ -327,11 +327,7 @@ def fingerprint(
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m data_pipeline.latents",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("python -m data_pipeline.latents", __doc__)
     add_config_arguments(parser)
     return parser
 

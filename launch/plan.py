@@ -37,7 +37,7 @@ from launch.plan_model import (
     time,
 )
 from t2i.config import ConfigError, add_config_arguments, config_from_args, section
-from t2i.console import run_command
+from t2i.console import command_parser, run_command
 from t2i.hardware import GPUS
 from t2i.models.costs.parameters import parameter_sizes
 from t2i.training.memory import checkpoint_bytes, snapshots_bytes
@@ -71,11 +71,7 @@ class Config(BackboneSections):
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    parser = argparse.ArgumentParser(
-        prog="python -m launch.plan",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("python -m launch.plan", __doc__)
     parser.add_argument("--gpus", type=int, required=True, help="how many")
     parser.add_argument("--gpu", choices=tuple(GPUS), help="which, instead of launch.plan.gpu")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from t2i.config import Section, add_config_arguments, config_from_args, section
-from t2i.console import get_logger, run_command
+from t2i.console import command_parser, get_logger, run_command
 from t2i.html import data_uri, image_uri, render_page
 
 if TYPE_CHECKING:
@@ -59,11 +59,7 @@ class Config(Section):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m launch.report",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("python -m launch.report", __doc__)
     add_config_arguments(parser)
     return parser
 

@@ -147,8 +147,8 @@ def _quality(launch: LaunchConfig) -> Callable[[Sequence[Image]], float]:
     import numpy as np
     import torch
 
-    from t2i.evaluation.picture_sets import Picture
     from t2i.evaluation.context import Context
+    from t2i.evaluation.picture_sets import Picture
 
     metric, settings = _chosen_metric(launch)
     prompts = prompts_of(launch)

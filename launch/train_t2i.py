@@ -60,7 +60,7 @@ from t2i.config import (
     dump_config,
     section,
 )
-from t2i.console import run_command
+from t2i.console import command_parser, run_command
 from t2i.encoders.vae_config import VAEConfig
 from t2i.training.monitoring.profiling import ProfileSteps, parse_profile_steps
 from t2i.training.training_config import TrainingConfig, largest_divisor
@@ -85,11 +85,7 @@ class Config(BackboneSections):
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="deepspeed launch/train_t2i.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("deepspeed launch/train_t2i.py", __doc__)
     parser.add_argument("--stage", type=int, choices=(1, 2), required=True, help="which stage")
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument(

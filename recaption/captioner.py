@@ -9,7 +9,7 @@ An image that gets no captions never costs its neighbours theirs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from data_pipeline.outputs.fingerprint import model_fingerprint
 from recaption.captioner_config import CaptionerConfig
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from t2i.encoders.internvl import InternVL
+
 
 def make_captioner(config: CaptionerConfig) -> Captioner:
     """The engine of a config, ready to use.

@@ -35,7 +35,7 @@ from t2i.config import (
     describe_config,
     section,
 )
-from t2i.console import get_logger, run_command
+from t2i.console import command_parser, get_logger, run_command
 
 LOG = get_logger("recaption")
 # Set by Ray for the entry point of a job.
@@ -52,11 +52,7 @@ class Config(Section):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="recaption",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("recaption", __doc__)
     parser.add_argument("--images", metavar="URL", help="image shards: a folder or s3://...")
     parser.add_argument("--output", metavar="URL", help="where the captions go")
     parser.add_argument("--model", metavar="PATH", help="folder of an InternVL for engine internvl")

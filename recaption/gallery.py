@@ -25,7 +25,7 @@ from data_pipeline.storage.interface import StorageConfig
 from recaption.granularity import CaptionError
 from recaption.job import RecaptionConfig, image_bytes
 from t2i.config import Section, add_config_arguments, config_from_args, describe_config, section
-from t2i.console import get_logger, run_command
+from t2i.console import command_parser, get_logger, run_command
 from t2i.html import data_uri, render_page
 
 LOG = get_logger("gallery")
@@ -53,11 +53,7 @@ class Card:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m recaption.gallery",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("python -m recaption.gallery", __doc__)
     parser.add_argument("--captions", metavar="URL", help="default: recaption.job.output")
     parser.add_argument("--images", metavar="URL", help="default: recaption.job.images")
     parser.add_argument("--num", type=int, default=60, metavar="N", help="captioned images (60)")

@@ -33,7 +33,7 @@ from t2i.config import (
     describe_config,
     section,
 )
-from t2i.console import get_logger, run_command
+from t2i.console import command_parser, get_logger, run_command
 from t2i.encoders.text_config import TextEncoderConfig
 from t2i.encoders.vae_config import VAEConfig
 from t2i.models.tr_dit_config import TRDiTConfig
@@ -81,11 +81,7 @@ class Config(Section):
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    parser = argparse.ArgumentParser(
-        prog="python -m t2i.benchmark",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("python -m t2i.benchmark", __doc__)
     parser.add_argument(
         "what",
         choices=("forward", "sample", "grid", "train"),

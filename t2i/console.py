@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import os
@@ -145,6 +146,18 @@ class MetricsFile:
             if self.path.exists():
                 os.truncate(self.path, size)
             get_logger("metrics").error("%s: a line was not written (%s)", self.path, error)
+
+
+def command_parser(
+    prog: str, description: str | None, epilog: str | None = None
+) -> argparse.ArgumentParser:
+    """The parser of a command; its description and epilog are shown as they are written."""
+    return argparse.ArgumentParser(
+        prog=prog,
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
 def run_command(

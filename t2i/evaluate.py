@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from t2i.config import Section, add_config_arguments, config_from_args, section
-from t2i.console import run_command
+from t2i.console import command_parser, run_command
 from t2i.evaluation.commands import benchmark, report, run, sweep
 from t2i.evaluation.evaluation_config import EvaluationConfig, ReadingConfig
 from t2i.evaluation.metric import Metric, Scores, Weights
@@ -38,11 +38,7 @@ class Config(Section):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m t2i.evaluate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("python -m t2i.evaluate", __doc__)
     commands = parser.add_subparsers(dest="metric", required=True, metavar="METRIC")
     for metric in all_metrics().values():
         add_metric(commands, metric)
@@ -87,8 +83,8 @@ def score_sets(args: argparse.Namespace) -> int:
     reading = read_settings(args, ReadingConfig, config.reading().model_dump())
 
     from t2i.devices import leave_group, process_state
-    from t2i.evaluation.picture_sets import open_set
     from t2i.evaluation.context import make_context
+    from t2i.evaluation.picture_sets import open_set
     from t2i.evaluation.scoring import score_set
     from t2i.sampling.image_folder import short_names
 

@@ -36,7 +36,7 @@ from t2i.config import (
     describe_config,
     section,
 )
-from t2i.console import get_logger, progress, run_command
+from t2i.console import command_parser, get_logger, progress, run_command
 from t2i.encoders.text_config import TextEncoderConfig
 from t2i.encoders.vae_config import VAEConfig
 from t2i.models.mask_dit_config import MaskDiTConfig
@@ -79,11 +79,7 @@ class Config(Section):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m t2i.export",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("python -m t2i.export", __doc__)
     parser.add_argument("--run", metavar="DIR", help="training run (default: the config's)")
     parser.add_argument("--output", metavar="DIR", help="pipeline folder to make")
     which = parser.add_mutually_exclusive_group()

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from t2i.config import add_config_arguments, describe_config, dump_config, load_config
-from t2i.console import get_logger, run_command
+from t2i.console import command_parser, get_logger, run_command
 from t2i.generation import Config, make_set, with_settings
 from t2i.guidance.guidance_config import GuidanceConfig
 from t2i.guidance.methods import METHODS
@@ -39,11 +39,7 @@ GUIDANCE_FLAGS = set(GuidanceConfig.model_fields) - {"name", "interval"}
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m t2i.sample",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("python -m t2i.sample", __doc__)
     guidance = parser.add_argument_group(
         "guidance",
         "Numbers may be schedules over the steps: linear:0.6:0, cosine:0.6:0, piecewise:0=1:0.3=2.5\n\n"

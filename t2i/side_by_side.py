@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from t2i.console import run_command
+from t2i.console import command_parser, run_command
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -26,11 +26,7 @@ GAP = 4  # pixels between images
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m t2i.side_by_side",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("python -m t2i.side_by_side", __doc__)
     parser.add_argument(
         "folders", nargs="+", type=Path, metavar="FOLDER", help="written by python -m t2i.sample"
     )

@@ -25,7 +25,7 @@ from data_pipeline.pictures.images import STORED_COLUMNS, ImageConfig, ImageErro
 from data_pipeline.storage.interface import Storage, StorageConfig
 from data_pipeline.storage.stores import open_storage
 from t2i.config import Section, add_config_arguments, config_from_args, describe_config, section
-from t2i.console import get_logger, run_command
+from t2i.console import command_parser, get_logger, run_command
 
 EPILOG = """\
 examples:
@@ -173,12 +173,7 @@ def _is_picture(key: str) -> bool:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m data_pipeline.sources.class_folders",
-        description=__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("python -m data_pipeline.sources.class_folders", __doc__, EPILOG)
     add_config_arguments(parser)
     return parser
 

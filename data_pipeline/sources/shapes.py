@@ -29,7 +29,7 @@ from pydantic import Field
 from data_pipeline.pictures.images import encode_image
 from data_pipeline.web.picture_server import PictureServer
 from t2i.config import Section, add_config_arguments, config_from_args, describe_config, section
-from t2i.console import get_logger, progress, run_command
+from t2i.console import command_parser, get_logger, progress, run_command
 from t2i.shapes import Scene, SceneObject, random_scene, render, scene_class
 
 EPILOG = """\
@@ -360,11 +360,10 @@ def serve(config: ShapesConfig, command: Sequence[str]) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m data_pipeline.sources.shapes",
-        description="The Shapes world as a small web: draw captioned pictures, serve them.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = command_parser(
+        "python -m data_pipeline.sources.shapes",
+        "The Shapes world as a small web: draw captioned pictures, serve them.",
+        EPILOG,
     )
     add_config_arguments(parser)
     parser.add_argument(

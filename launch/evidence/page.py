@@ -19,7 +19,7 @@ from launch.evidence.stored import Stored, goodness
 from launch.evidence.study import Try, studies
 from launch.evidence.train import OUTPUT, ROOT
 from launch.evidence.twins import FAMILIES, KINDS, TUNING_SHARE, all_twins, flops_of_step
-from t2i.console import get_logger, run_command
+from t2i.console import command_parser, get_logger, run_command
 from t2i.evaluation.sweeps import pareto_front
 from t2i.html import data_uri, render_page
 
@@ -53,11 +53,7 @@ class Part:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(
-        prog="python -m launch.evidence.page",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    return command_parser("python -m launch.evidence.page", __doc__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -20,7 +20,7 @@ from launch.evidence.study import Try, all_tries, main_rows
 from launch.evidence.train import OUTPUT, ROOT
 from launch.evidence.twins import EARLY_SHARES, FAMILIES, Twin
 from t2i.config import ASSETS_FOLDER, load_config
-from t2i.console import get_logger, progress, run_command
+from t2i.console import command_parser, get_logger, progress, run_command
 from t2i.evaluation.commands.run import Config, run_methods
 from t2i.evaluation.evaluation_config import MethodConfig
 from t2i.evaluation.results import read_results, write_results
@@ -59,11 +59,7 @@ PHASES = {
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m launch.evidence.score",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("python -m launch.evidence.score", __doc__)
     parser.add_argument("--family", choices=FAMILIES, action="append", help="default: both")
     parser.add_argument("--phase", choices=PHASES, action="append", help="default: both")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ...")

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch.evidence.twins import KINDS, Twin, all_twins, check, flops_of_step
-from t2i.console import get_logger, run_command
+from t2i.console import command_parser, get_logger, run_command
 
 LOG = get_logger("evidence")
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,11 +27,7 @@ OUTPUT = Path("outputs/evidence")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m launch.evidence.train",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("python -m launch.evidence.train", __doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="of a model; none = all")
     parser.add_argument("--list", action="store_true", help="say what there is")
     parser.add_argument("--processes", type=int, default=2, help="per model (2)")

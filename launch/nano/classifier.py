@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from launch.nano.vae import HELD_OUT_SEED, IMAGE_SIZE, learning_rate_factor
 from t2i.config import ASSETS_FOLDER
-from t2i.console import get_logger, progress, run_command
+from t2i.console import command_parser, get_logger, progress, run_command
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,11 +29,7 @@ LEARNING_RATE = 3e-3
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m launch.nano.classifier",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("python -m launch.nano.classifier", __doc__)
     parser.add_argument("--output", type=Path, required=True, help="folder for the classifier")
     parser.add_argument("--vae", default=str(ASSETS_FOLDER / "nano" / "vae"))
     parser.add_argument("--steps", type=int, default=1500, help="optimizer steps (default 1500)")

@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from t2i.console import MetricsFile, get_logger, progress, run_command
+from t2i.console import MetricsFile, command_parser, get_logger, progress, run_command
 
 if TYPE_CHECKING:
     import torch
@@ -41,11 +41,7 @@ NUM_TEXT_SCENES = 200
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m launch.nano.internvl",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("python -m launch.nano.internvl", __doc__)
     parser.add_argument("--output", type=Path, required=True, help="folder for the trained model")
     parser.add_argument("--vision-steps", type=int, default=600, help="first phase (600)")
     parser.add_argument("--steps", type=int, default=1800, help="second phase (1800)")

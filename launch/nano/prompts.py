@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from t2i.config import REPO_FOLDER, load_config
-from t2i.console import get_logger, run_command
+from t2i.console import command_parser, get_logger, run_command
 
 if TYPE_CHECKING:
     from t2i.shapes import Scene
@@ -32,11 +32,7 @@ MAX_DRAWS = 100_000  # per prompt
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m launch.nano.prompts",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("python -m launch.nano.prompts", __doc__)
     parser.add_argument("--output", type=Path, required=True, metavar="FILE")
     parser.add_argument("--num", type=int, default=NUM_PROMPTS, help=f"default {NUM_PROMPTS}")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other prompts")

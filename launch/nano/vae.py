@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from t2i.console import get_logger, progress, run_command
+from t2i.console import command_parser, get_logger, progress, run_command
 
 if TYPE_CHECKING:
     import torch
@@ -42,11 +42,7 @@ NUM_SCALED = 512  # images that tell the scale of latents
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m launch.nano.vae",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("python -m launch.nano.vae", __doc__)
     parser.add_argument("--output", type=Path, required=True, help="folder for the trained VAE")
     parser.add_argument("--steps", type=int, default=4000, help="optimizer steps (default 4000)")
     parser.add_argument("--batch", type=int, default=16, help="images a step (default 16)")

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from t2i.console import get_logger, progress, run_command
+from t2i.console import command_parser, get_logger, progress, run_command
 from t2i.encoders.whitening import FILE_NAME, TextWhitening
 
 if TYPE_CHECKING:
@@ -63,11 +63,7 @@ def measure_whitening(encoder: TextEncoder, captions: Sequence[str]) -> TextWhit
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m t2i.encoders.text_whitening",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("python -m t2i.encoders.text_whitening", __doc__)
     parser.add_argument("--path", type=Path, required=True, help="folder of the InternVL model")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--captions", type=Path, help="text file, a caption a line; some thousands")

@@ -14,12 +14,12 @@ import torch
 from PIL import Image
 
 from t2i.environment import peak_resident_gb, reset_peak_resident
+from t2i.evaluation.context import Context
 from t2i.evaluation.frechet import frechet_distance
 from t2i.evaluation.metrics.adm import AdmSettings, InceptionRows
 from t2i.evaluation.moments import statistics_of
 from t2i.evaluation.picture_sets import open_set, read_batches
 from t2i.evaluation.precision_recall import precision_recall
-from t2i.evaluation.context import Context
 
 DIMENSIONS = 2048
 

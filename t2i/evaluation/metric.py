@@ -23,8 +23,8 @@ from t2i.config import Section
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from t2i.evaluation.picture_sets import Picture
     from t2i.evaluation.context import Context
+    from t2i.evaluation.picture_sets import Picture
 
 RANDOM_PREFIX = "random-"
 

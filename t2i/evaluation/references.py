@@ -14,10 +14,10 @@ from torch import Tensor
 from t2i.console import get_logger, progress
 from t2i.devices import process_state
 from t2i.evaluation.adm_files import AdmFile, open_adm_file
+from t2i.evaluation.context import Context
 from t2i.evaluation.metric import Scorer
 from t2i.evaluation.moments import Moments, Statistics, statistics_of
 from t2i.evaluation.picture_sets import PictureSet, open_set, read_batches
-from t2i.evaluation.context import Context
 from t2i.evaluation.scoring import rows_key, rows_of
 
 logger = get_logger("evaluate")

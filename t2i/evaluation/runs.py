@@ -24,13 +24,13 @@ from t2i.config import ConfigError
 from t2i.console import get_logger
 from t2i.devices import process_state
 from t2i.environment import describe_environment
+from t2i.evaluation.context import Context, make_context
 from t2i.evaluation.evaluation_config import EvaluationConfig
 from t2i.evaluation.metric import Metric, Scorer, Scores
 from t2i.evaluation.picture_sets import Picture, open_set
 from t2i.evaluation.registry import all_metrics
 from t2i.evaluation.results import result_rows
 from t2i.evaluation.score_files import score_file, write_scores
-from t2i.evaluation.context import Context, make_context
 from t2i.evaluation.scoring import score_set
 from t2i.generation import Config as GenerationConfig
 from t2i.generation import (

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,13 +16,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from t2i.console import get_logger, progress
-from t2i.devices import process_state, usable_device
+from t2i.devices import process_state
 from t2i.encoders.weights_hash import file_hash
 from t2i.evaluation.context import Context
 from t2i.evaluation.picture_sets import PictureSet, Policy, read_batches
 
 if TYPE_CHECKING:
-    from t2i.evaluation.evaluation_config import ReadingConfig
     from t2i.evaluation.metric import Scorer, Scores
 
 logger = get_logger("evaluate")

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from t2i.console import run_command
+from t2i.console import command_parser, run_command
 from t2i.evaluation.geneval import TASKS, Detection, Relation, Task, Vocabulary
 from t2i.shapes import (
     COLORS,
@@ -145,11 +145,7 @@ _RULES: dict[
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m t2i.evaluation.shapes_geneval",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("python -m t2i.evaluation.shapes_geneval", __doc__)
     parser.add_argument("file", type=Path, help="for the JSON lines")
     parser.add_argument("--prompts-per-task", type=int, default=50, metavar="N", help="(50)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="(0)")

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from t2i.console import get_logger, run_command
+from t2i.console import command_parser, get_logger, run_command
 from t2i.models.sit_config import SiTConfig
 
 if TYPE_CHECKING:
@@ -228,11 +228,7 @@ def plain_names(weights: Mapping[str, Tensor], source: str) -> dict[str, Tensor]
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    parser = argparse.ArgumentParser(
-        prog="python -m t2i.models.convert",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("python -m t2i.models.convert", __doc__)
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help=".pt or .safetensors")
     parser.add_argument("output", type=Path, metavar="OUTPUT", help="folder to make")
     parser.add_argument("--size", required=True, help="SiT-XL/2, DiT-B/4, ...")

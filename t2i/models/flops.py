@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from t2i.config import DEFAULT_CONFIG, Section, add_config_arguments, config_from_args, section
-from t2i.console import run_command
+from t2i.console import command_parser, run_command
 from t2i.models.costs.macs import (
     TRAINING_PASSES,
     Backbone,
@@ -216,11 +216,7 @@ def in_both_conventions(function: Callable[..., int], *arguments: Any) -> Macs:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    parser = argparse.ArgumentParser(
-        prog="python -m t2i.models.flops",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("python -m t2i.models.flops", __doc__)
     parser.add_argument("--model", help="SiT-XL/2, MaskDiT-B/4, ... instead of the config's model")
     parser.add_argument("--size", type=int, help="image side in pixels (512; of classes 256)")
     parser.add_argument("--text-tokens", type=int, help="text tokens of TR-DiT (256)")

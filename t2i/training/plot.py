@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from t2i.console import run_command
+from t2i.console import command_parser, run_command
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -186,11 +186,7 @@ def with_distinct_names(histories: Sequence[History], folders: Sequence[Path]) -
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    parser = argparse.ArgumentParser(
-        prog="python -m t2i.training.plot",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("python -m t2i.training.plot", __doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
     parser.add_argument("--x", choices=sorted(X_LABELS), default="steps", help="the x axis (steps)")
     parser.add_argument("--output", type=Path, help="picture to write (<first run>/plot.png)")

@@ -316,7 +316,7 @@ def test_without_the_remote_place_a_run_needs_a_checkpoint_of_its_own(
 HANGING = """
 import sys
 from pathlib import Path
-from data_pipeline.storage import StorageConfig
+from data_pipeline.storage.interface import StorageConfig
 from launch.config import UploadConfig
 from launch.uploads import RemoteCheckpoints, Uploads
 address, endpoint, path = sys.argv[1:]

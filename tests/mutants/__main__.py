@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from t2i.console import format_seconds, progress, run_command
+from t2i.console import command_parser, format_seconds, progress, run_command
 from tests.mutants.mutant import Mutant
 from tests.mutants.run import Outcome, try_all
 
@@ -38,11 +38,7 @@ LISTS = (
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.mutants",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("python -m tests.mutants", __doc__)
     parser.add_argument(
         "names", nargs="*", metavar="TEXT", help="faults with any of these in their names"
     )

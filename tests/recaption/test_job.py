@@ -17,8 +17,8 @@ from data_pipeline.jobs.runner import Job, run_job
 from data_pipeline.outputs.shards import Sample
 from data_pipeline.outputs.step_output import StepOutput
 from data_pipeline.storage.interface import StorageConfig
-from recaption.captions import Captions
 from recaption.captioner_config import CaptionerConfig
+from recaption.captions import Captions
 from recaption.granularity import LEVELS, CaptionError
 from recaption.job import RecaptionConfig, RecaptionStep, image_bytes, make_job
 

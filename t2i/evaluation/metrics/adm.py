@@ -14,9 +14,9 @@ from t2i.evaluation.metric import Metric, Score, Scores, Weights
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from t2i.evaluation.context import Context
     from t2i.evaluation.moments import Statistics
     from t2i.evaluation.picture_sets import Picture
-    from t2i.evaluation.context import Context
 
 DESCRIPTION = """
 Against a reference, by the definitions of ADM's evaluator:

@@ -14,8 +14,8 @@ from t2i.evaluation.metric import Metric, Scores, Weights
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from t2i.evaluation.picture_sets import Picture
     from t2i.evaluation.context import Context
+    from t2i.evaluation.picture_sets import Picture
 
 DESCRIPTION = """
 LAION's aesthetic predictor, version 2, on CLIP ViT-L/14: from about 1 to 10, the mean over pictures.

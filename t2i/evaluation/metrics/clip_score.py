@@ -13,8 +13,8 @@ from t2i.evaluation.metric import Metric, Scores, Weights
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from t2i.evaluation.picture_sets import Picture
     from t2i.evaluation.context import Context
+    from t2i.evaluation.picture_sets import Picture
 
 DESCRIPTION = """
 The cosine of CLIP's vectors of a picture and of its prompt, at least 0, times 100: the mean over

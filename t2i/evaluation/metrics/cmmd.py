@@ -13,8 +13,8 @@ from t2i.evaluation.metric import Metric, Scores, Weights
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from t2i.evaluation.picture_sets import Picture
     from t2i.evaluation.context import Context
+    from t2i.evaluation.picture_sets import Picture
 
 DESCRIPTION = """
 Squared maximum mean discrepancy of CLIP ViT-L/14's embeddings at 336 pixels, Gaussian kernel of width

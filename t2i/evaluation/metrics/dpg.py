@@ -14,8 +14,8 @@ from t2i.evaluation.metric import Metric, Score, Scores, Weights
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from t2i.evaluation.picture_sets import Picture
     from t2i.evaluation.context import Context
+    from t2i.evaluation.picture_sets import Picture
 
 DESCRIPTION = """
 Questions about long prompts (Hu et al., 2024), answered by InternVL with yes or no: dpg is the mean

@@ -13,8 +13,8 @@ from t2i.evaluation.metric import Metric, Scores, Weights
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from t2i.evaluation.picture_sets import Picture
     from t2i.evaluation.context import Context
+    from t2i.evaluation.picture_sets import Picture
 
 DESCRIPTION = """
 Frechet distance, as FID's, of DINOv2 ViT-L/14's class tokens, which follow people's judgment of

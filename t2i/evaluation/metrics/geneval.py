@@ -16,10 +16,10 @@ from t2i.evaluation.metric import Metric, Score, Scores, Weights
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from t2i.evaluation.context import Context
     from t2i.evaluation.geneval import Detection, GenEvalScores, Metadata
     from t2i.evaluation.geneval_detector import Detector
     from t2i.evaluation.picture_sets import Picture
-    from t2i.evaluation.context import Context
 
 DESCRIPTION = """
 Six tasks (Ghosh et al., 2023): single_object, two_object, counting, colors, position, color_attr. A

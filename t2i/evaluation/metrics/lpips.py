@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from t2i.evaluation.picture_sets import Picture
     from t2i.evaluation.context import Context
+    from t2i.evaluation.picture_sets import Picture
 
 DESCRIPTION = """
 How different pictures look (LPIPS 0.1 on VGG-16), as in Sparse Guidance's Figure 7:

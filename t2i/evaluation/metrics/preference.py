@@ -16,8 +16,8 @@ from t2i.evaluation.metric import Metric, Score, Scores, Weights
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from t2i.evaluation.picture_sets import Picture
     from t2i.evaluation.context import Context
+    from t2i.evaluation.picture_sets import Picture
 
 DESCRIPTION = """
 How much people would prefer each picture for its prompt, by a scorer that runs in its own virtual

@@ -13,8 +13,8 @@ from t2i.evaluation.metric import Metric, Score, Scores, Weights
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from t2i.evaluation.picture_sets import Picture
     from t2i.evaluation.context import Context
+    from t2i.evaluation.picture_sets import Picture
 
 DESCRIPTION = """
 Pictures against the Shapes prompts that they were made from, by an analytic detector, without any

@@ -14,8 +14,8 @@ from t2i.evaluation.metric import Metric, Scores, Weights
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from t2i.evaluation.picture_sets import Picture
     from t2i.evaluation.context import Context
+    from t2i.evaluation.picture_sets import Picture
 
 DESCRIPTION = """
 Features of a classifier of Shapes scenes (shape, colour, size by place; background), which is shipped

@@ -13,8 +13,8 @@ from t2i.evaluation.metric import Metric, Score, Scores
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from t2i.evaluation.picture_sets import Picture
     from t2i.evaluation.context import Context
+    from t2i.evaluation.picture_sets import Picture
 
 DESCRIPTION = """
 Of each picture the mean saturation of its pixels (HSV), and its contrast: the standard deviation of

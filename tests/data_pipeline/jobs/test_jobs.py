@@ -292,7 +292,8 @@ def test_suspects_run_first_and_alone_after_two_deaths() -> None:
 SLOW_JOB = """
 import sys, time
 from dataclasses import dataclass
-from data_pipeline.jobs import Job, JobsConfig, run_job
+from data_pipeline.jobs.jobs_config import JobsConfig
+from data_pipeline.jobs.runner import Job, run_job
 from data_pipeline.outputs.ledger import Outcome, Row
 from data_pipeline.outputs.shards import Sample
 
@@ -329,6 +330,7 @@ def test_a_job_ended_by_a_signal_is_finished_by_the_same_command(
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while len(output.committed()) < 2:
+        assert process.poll() is None, "the job ended by itself"
         time.sleep(0.005)
     process.send_signal(number)
     assert process.wait(timeout=20) != 0

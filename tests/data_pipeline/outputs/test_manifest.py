@@ -113,7 +113,7 @@ import os, sys
 from data_pipeline.outputs.ledger import Outcome, Row
 from data_pipeline.outputs.step_output import StepOutput
 from data_pipeline.outputs.shards import Sample
-from data_pipeline.storage import LocalStorage
+from data_pipeline.storage.local import LocalStorage
 
 writes_left = int(sys.argv[2])
 

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from t2i.evaluate import main
+from t2i.evaluation.context import Context
 from t2i.evaluation.metric import Scores, Weights
 from t2i.evaluation.picture_sets import Picture
 from t2i.evaluation.references import Reference
 from t2i.evaluation.score_files import read_scores, score_file
-from t2i.evaluation.context import Context
 
 
 class TwoNumbers:

@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from t2i.evaluation.context import Context
 from t2i.evaluation.metric import Score, Scores, Weights
 from t2i.evaluation.picture_sets import Picture, open_set
 from t2i.evaluation.score_files import read_scores, score_file
-from t2i.evaluation.context import Context
 from t2i.evaluation.scoring import rows_of, score_set
 
 
