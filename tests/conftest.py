@@ -27,7 +27,7 @@ WITH_RAY = (
     "tests/test_readme.py",
     "tests/test_nano_end_to_end.py",
     "tests/recaption/test_cli.py",
-    "tests/data_pipeline/test_jobs.py",
+    "tests/data_pipeline/jobs/test_jobs.py",
 )
 
 

@@ -159,8 +159,13 @@ def test_models_are_scored_and_shown_in_miniature(
     monkeypatch.setattr(score, "NUM_REFERENCES", 8)
     monkeypatch.setattr(score, "STEPS", 1)
     monkeypatch.setattr(score, "PHASES", {k: few(v) for k, v in score.PHASES.items()})
-    wanted = ("routed@none", "routed@sg,omega=2.5,gamma_strong=0.1", "routed@pdg,omega=1.5")
-    some = [one for one in all_tries("classes") if one.name.startswith(wanted)]
+    wanted = (
+        "routed@none",
+        "routed@sg,omega=2.5,gamma_strong=0.1,gamma_weak=0.8",
+        "routed@pdg,omega=1.5",
+    )
+    some = [one for one in all_tries("classes") if one.name in wanted]
+    assert len(some) == 3
     monkeypatch.setattr(score, "all_tries", lambda _: [*some, Try("dense", "none")])
     torch.manual_seed(0)
     model = SiT(SiTConfig(num_layers=3, width=32, num_heads=2, num_classes=24, routes=((1, 1),)))
