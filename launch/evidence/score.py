@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for phase in (PHASES[name] for name in args.phase or PHASES):
             tries = list(all_tries(family))
             if phase.name == "test":
-                tries = best_tries(family, read_results([table(family, "validation")]))
+                tries = best_tries(family, read_results([ROOT / table(family, "validation")]))
             score(family, phase, tries, args.device)
     return 0
 

@@ -119,19 +119,19 @@ def goodness(score: Score) -> float:
     return score.value if score.better == "higher" else -score.value
 
 
-def difference(one: Score, other: Score) -> Interval:
-    """one - other of two independent scores: half-widths of their intervals add up as squares.
+def difference(one: Score | Interval, other: Score | Interval) -> Interval:
+    """one - other of two independent numbers: half-widths of their intervals add up as squares.
 
     Raises:
         ValueError: a score without an interval.
     """
-    ends = [(score.low, score.high) for score in (one, other)]
+    ends = [(number.low, number.high) for number in (one, other)]
     assert one.value is not None
     assert other.value is not None
     squares = 0.0
     for low, high in ends:
         if low is None or high is None:
-            raise ValueError(f"{one.name}: a score without an interval")
+            raise ValueError(f"{one} or {other} has no interval")
         squares += ((high - low) / 2) ** 2
     value, half = one.value - other.value, squares**0.5
     return Interval(value, value - half, value + half, min(one.num, other.num))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
-from launch.evidence.twins import EARLY_SHARES, KINDS, NUM_SEEDS
+from launch.evidence.twins import EARLY_SHARES, KINDS, NUM_SEEDS, TUNED, kinds_of
 
 OMEGAS = (1.5, 2.5, 4.0)
 AUX_SHARE = 0.05  # of a run: the early checkpoint that ag and ag+sg take, unless a study says which
@@ -21,7 +21,6 @@ HEAT_STRONG, HEAT_WEAK = (0.0, 0.1, 0.3, 0.5), (0.3, 0.5, 0.7, 0.9)
 EARLY_TIMES = (0.0, 0.7)
 # schedules of both gammas of ag+sg around one mean (Sparse Guidance, B.1)
 SCHEDULES = {
-    "constant": ("0.3", "0.3"),
     "linear": ("linear:0:0.6", "linear:0.6:0"),
     "cosine": ("cosine:0:0.6", "cosine:0.6:0"),
     "cosine reversed": ("cosine:0.6:0", "cosine:0:0.6"),
@@ -70,8 +69,8 @@ def shown(value: Any) -> str:
 
 def main_rows(family: str) -> list[Try]:
     """All settings of the sweep of the main table, row by row."""
-    kinds = [kind for kind, about in KINDS.items() if family in about.families]
-    tuned = [f"{kind}-tuned" for kind in ("routed", "masked") if kind in kinds]
+    kinds = kinds_of(family)
+    tuned = [f"{kind}-tuned" for kind in TUNED if kind in kinds]
     tries = [Try(kind, "none") for kind in (*kinds, *tuned)]
     for kind in ("dense", "routed", "sprint", "internal", "guided", *tuned):
         tries += swept(kind, "cfg", omega=OMEGAS)
@@ -116,7 +115,6 @@ def studies(family: str) -> dict[str, list[Try]]:
                 AUX_SHARE,
             )
             for strong, weak in SCHEDULES.values()
-            if strong != weak
         ],
         "early checkpoints": [
             Try("routed", "ag", {"omega": omega}, share) for share in EARLY_SHARES
@@ -132,7 +130,7 @@ def studies(family: str) -> dict[str, list[Try]]:
             *([("sg", SEED_SG)] if kind == "routed" else []),
         )
     ]
-    if "masked" in {kind for kind, about in KINDS.items() if family in about.families}:
+    if "masked" in kinds_of(family):
         found["routing and masking"] = [
             one
             for twin in ("routed", "routed-tuned", "masked", "masked-tuned")

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from launch.backbones import check_fits
 from launch.config import stage_section
@@ -143,7 +143,7 @@ class Stage:
         keep_at: steps of its early checkpoints.
     """
 
-    number: int
+    number: Literal[1, 2]
     folder: Path
     settings: tuple[str, ...]
     steps: int
@@ -273,9 +273,14 @@ def check(root: Path, twin: Twin, output: Path) -> None:
     """Refuse a twin whose stages cannot be trained; see `check_fits`."""
     for stage in twin.stages(root, output):
         config = load_config(root / twin.config_file, list(stage.settings), Config)
-        difference = config.launch.stage(1 if stage.number == 1 else 2).training
+        difference = config.launch.stage(stage.number).training
         own = stage_section(config.training, difference, f"launch.train.stage{stage.number}")
         check_fits(config, own, config.loader)
+
+
+def kinds_of(family: str) -> list[str]:
+    """The kinds that a family has."""
+    return [kind for kind, about in KINDS.items() if family in about.families]
 
 
 def all_twins() -> list[Twin]:
@@ -284,14 +289,14 @@ def all_twins() -> list[Twin]:
         Twin(family, kind, seed)
         for seed in range(max(NUM_SEEDS.values()))
         for family in sorted(FAMILIES)
-        for kind, about in KINDS.items()
-        if family in about.families and seed < NUM_SEEDS.get(kind, 1)
+        for kind in kinds_of(family)
+        if seed < NUM_SEEDS.get(kind, 1)
     ]
     tuned = [
         Twin(family, kind, is_tuned=True)
         for family in sorted(FAMILIES)
         for kind in TUNED
-        if family in KINDS[kind].families
+        if kind in kinds_of(family)
     ]
     first = [twin for twin in of_seed if twin.seed == 0]
     return [*first, *tuned, *(twin for twin in of_seed if twin.seed)]

@@ -57,10 +57,10 @@ def test_the_routed_twin_is_the_family_that_make_nano_trains(
     own = load_config(ROOT / "configs" / f"{base}.yaml", [], Config)
     for stage in stages:
         config = load_config(ROOT / twin.config_file, list(stage.settings), Config)
-        theirs = own.launch.stage(1 if stage.number == 1 else 2)
-        assert config.launch.stage(1 if stage.number == 1 else 2).folder == theirs.folder
+        theirs = own.launch.stage(stage.number)
+        assert config.launch.stage(stage.number).folder == theirs.folder
         assert str(stage.folder) == theirs.folder
-        mine = config.launch.stage(1 if stage.number == 1 else 2).training
+        mine = config.launch.stage(stage.number).training
         whole = [
             {**c.training.model_dump(), **d} for c, d in ((config, mine), (own, theirs.training))
         ]
