@@ -10,16 +10,18 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from launch.evidence.claims import Tables, findings, shown
-from launch.evidence.figures import draw_curves, draw_gammas, draw_pareto
+from launch.evidence.figures import draw_curves, draw_gammas, draw_pareto, rows_of
 from launch.evidence.score import CRITERIA, NUM_PROMPTS, PHASES, STEPS, TABLES, pictures, table
 from launch.evidence.stored import Stored, goodness
 from launch.evidence.study import Try, studies
 from launch.evidence.train import OUTPUT, ROOT
 from launch.evidence.twins import FAMILIES, KINDS, TUNING_SHARE, all_twins, flops_of_step
 from t2i.console import command_parser, get_logger, run_command
+from t2i.evaluation.results import score_of
 from t2i.evaluation.sweeps import pareto_front
 from t2i.html import data_uri, render_page
 
@@ -168,32 +170,34 @@ def main_part(family: str, tables: Tables) -> Part:
 
 def score_table(family: str, stored: Stored, runs: Sequence[str], by: str) -> Table:
     """A line a run, the best first."""
-    header = [
-        *("method", *SCORES[family], "scene against none" if family == "text" else ""),
-        *(*TONES, "GFLOPs", "s"),
-    ]
+    columns: dict[str, Callable[[str], str]] = {"method": lambda run: f"`{run}`"}
+    columns |= {name: partial(score_cell, stored, name) for name in SCORES[family]}
+    if family == "text":
+        columns["scene against none"] = partial(pair_cell, stored)
+    columns |= {name: partial(score_cell, stored, name) for name in TONES}
+    columns["GFLOPs"] = lambda run: f"{stored.facts[run]['flops_per_image'] / 1e9:.1f}"
+    columns["s"] = partial(seconds_cell, stored)
     known = [(goodness(score), run) for run in runs if (score := stored.score(run, by)) is not None]
-    rows = []
-    for _, run in sorted(known, reverse=True):
-        facts = stored.facts[run]
-        scores = [stored.score(run, name) for name in (*SCORES[family], *TONES)]
-        cells = [shown(score) if score is not None else "-" for score in scores]
-        pair = stored.difference(run, BASE, "scene") if family == "text" else None
-        against = f"{100 * pair.value:+.1f}" if pair is not None else "-"
-        seconds = facts["seconds_per_image"]
-        rows.append(
-            [
-                *(f"`{run}`", *cells[: -len(TONES)], against, *cells[-len(TONES) :]),
-                f"{facts['flops_per_image'] / 1e9:.1f}",
-                "-" if seconds is None else f"{seconds:.2f}",
-            ]
-        )
-    return Table([name for name in header if name], drop_empty(header, rows))
+    ordered = [run for _, run in sorted(known, reverse=True)]
+    return Table(list(columns), [[show(run) for show in columns.values()] for run in ordered])
 
 
-def drop_empty(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[list[str]]:
-    """Rows without the cells of columns that have no name."""
-    return [[cell for name, cell in zip(header, row, strict=True) if name] for row in rows]
+def score_cell(stored: Stored, name: str, run: str) -> str:
+    """A score with its interval."""
+    score = stored.score(run, name)
+    return "-" if score is None else shown(score)
+
+
+def pair_cell(stored: Stored, run: str) -> str:
+    """Whole scenes right beyond those of no guidance, pair by pair, in percent."""
+    pair = stored.difference(run, BASE, "scene")
+    return "-" if pair is None else f"{100 * pair.value:+.1f}"
+
+
+def seconds_cell(stored: Stored, run: str) -> str:
+    """Seconds an image."""
+    seconds = stored.facts[run]["seconds_per_image"]
+    return "-" if seconds is None else f"{seconds:.2f}"
 
 
 def figures_part(family: str, tables: Tables, folder: Path) -> Part:
@@ -218,8 +222,8 @@ def study_part(family: str, name: str, tries: Sequence[Try], tables: Tables) -> 
     runs = [one.name for one in tries if one.name in tables.validation.facts]
     rows = []
     for run in runs:
-        scores = [tables.validation.score(run, score) for score in SCORES[family]]
-        rows.append([f"`{run}`", *(shown(score) if score else "-" for score in scores)])
+        cells = [score_cell(tables.validation, score, run) for score in SCORES[family]]
+        rows.append([f"`{run}`", *cells])
     return Part(f"{name.capitalize()}: {family}", (), [Table(("run", *SCORES[family]), rows)])
 
 
@@ -228,16 +232,12 @@ def advice_part(tables: Mapping[str, Tables]) -> Part:
     found = []
     for family, own in tables.items():
         for name in CRITERIA[family]:
-            runs = [run for run in own.test.runs if own.test.score(run, name) is not None]
-            points = [
-                (own.test.facts[run]["flops_per_image"] / 1e9, own.test.scores[run, name].value)
-                for run in runs
-            ]
-            is_higher = bool(runs) and own.test.scores[runs[0], name].better == "higher"
-            known = [(cost, value or 0.0) for cost, value in points]
+            known = rows_of(own.test, name)
+            points = [(row["flops_per_image"] / 1e9, row["value"]) for row in known]
+            is_higher = bool(known) and known[0]["better"] == "higher"
             rows = [
-                [f"{points[i][0]:.1f}", f"`{runs[i]}`", shown(own.test.scores[runs[i], name])]
-                for i in pareto_front(known, is_higher)
+                [f"{points[i][0]:.1f}", f"`{known[i]['run']}`", shown(score_of(known[i]))]
+                for i in pareto_front(points, is_higher)
             ]
             header = ("from GFLOPs an image", f"{family}: best by {name}", name)
             found.append(Table(header, rows))
