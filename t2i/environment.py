@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import socket
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -56,3 +57,11 @@ def peak_resident_gb() -> float:
     lines = Path("/proc/self/status").read_text().splitlines()
     kib = next(line.split()[1] for line in lines if line.startswith("VmHWM:"))
     return int(kib) * 1024 / 1e9
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on now, for processes that start together."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from pathlib import Path
 
 from launch.evidence.twins import KINDS, Twin, all_twins, check, flops_of_step
 from t2i.console import command_parser, get_logger, run_command
+from t2i.environment import free_port
 
 LOG = get_logger("evidence")
 ROOT = Path(__file__).resolve().parents[2]
@@ -128,14 +128,6 @@ def run(command: Sequence[str], twin: Twin) -> None:
             f"{twin.name}: {' '.join(command[:6])} ... ended with {code}; what it said is above, and "
             "the same command goes on"
         )
-
-
-def free_port() -> int:
-    """For the processes of a training, so that several may run side by side."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from t2i.environment import free_port
 from t2i.training.monitoring.watchdog import COLLECTIVES_MARGIN_MINUTES
 from t2i.training.training_config import TrainingConfig
 
@@ -272,10 +272,7 @@ def _import_deepspeed() -> Any:
 def _single_process_environment() -> dict[str, str]:
     if "RANK" in os.environ:
         return {"LOCAL_RANK": "0"}
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     return {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", **address}
 
 
